@@ -1,0 +1,63 @@
+"""How well a trained model predicts a text: python run.py evaluate --workdir=DIR [--text=FILE ...]
+
+Prints one JSON line. The text is read as one stream from the initial state; its first token is context only. nll is
+nats per token, perplexity = exp(nll), bits_per_char counts characters of text. Beside it, under "reset", the same
+with the state set back every --reset_every tokens.
+"""
+
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from rnn_lm.commands.flags import FlagValues, required
+from rnn_lm.errors import UserError
+
+
+def define_flags(flags: FlagValues) -> None:
+    absl_flags.DEFINE_string("workdir", None, "the folder of a trained run", flag_values=flags)
+    absl_flags.DEFINE_multi_string(
+        "text", [], "a UTF-8 file, folder or glob to read instead of the run's test split; may be given more than once",
+        flag_values=flags,
+    )  # fmt: skip
+    absl_flags.DEFINE_integer("reset_every", 1000, "tokens between resets in the second measurement", flag_values=flags)
+    absl_flags.DEFINE_bool("strict", False, "refuse a text with tokens that the vocabulary lacks", flag_values=flags)
+
+
+def run(flags: FlagValues) -> None:
+    workdir = Path(required(flags, "workdir", "runs/char"))
+    if flags.reset_every < 1:
+        raise UserError(f"--reset_every is {flags.reset_every}; it must be at least 1")
+
+    from rnn_lm.commands.texts import check_known
+    from rnn_lm.data.corpus import load_corpus, read_files, text_split
+    from rnn_lm.files import dumps
+    from rnn_lm.inference.evaluate import evaluate, figures
+    from rnn_lm.training.run_folder import load, read_config
+
+    model, vocabulary = load(workdir)
+    if flags.text:
+        text = read_files(*flags.text)
+        check_known(vocabulary, text, "the text", strict=flags.strict)
+        split, source = text_split(vocabulary, text), " ".join(flags.text)
+    else:
+        config, sha256 = read_config(workdir)
+        corpus = load_corpus(**config.corpus)
+        if corpus.sha256 != sha256:
+            raise UserError(
+                f"{corpus.name} is no longer the text that the run was trained on; name one with --text=FILE"
+            )
+        split, source = corpus.test, f"{corpus.name}, test split"
+    if split.tokens < 1:
+        raise UserError(
+            f"{source}: {len(split.ids)} tokens; at least 2 are needed. Another text can be given with --text=FILE"
+        )
+    carried = evaluate(model, split.ids)
+    reset = evaluate(model, split.ids, reset_every=flags.reset_every)
+    ratio = split.tokens_per_character
+    print(
+        dumps(
+            {"text": source, "tokens": carried.tokens, "unknown": int((split.ids[1:] == 0).sum())}
+            | figures(carried.nll, ratio)
+            | {"reset": {"every": flags.reset_every} | figures(reset.nll, ratio), "max_abs_h": carried.max_abs_h}
+        )
+    )

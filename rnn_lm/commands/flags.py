@@ -1,0 +1,86 @@
+"""Flags, by absl: one `FlagValues` a verb, so that a mistake is one line and `--help` is ours."""
+
+import textwrap
+from types import ModuleType
+from typing import Any
+
+from absl import flags as absl_flags
+
+from rnn_lm.errors import UserError
+from rnn_lm.training.config import FIELDS, check_config, load_config, set_field
+
+FlagValues = absl_flags.FlagValues
+
+
+class Help(Exception):
+    """Help was asked for; the message is the text."""
+
+
+def parse(arguments: list[str], module: ModuleType) -> FlagValues:
+    """The flags of a verb's module, from the command line.
+
+    The module's docstring is the help text, and its `define_flags(flags)` adds the flags. Where `config` is one of
+    them, every config field is a flag too, `--config.x.y=v`, in any order; `config_of` puts them together.
+    """
+    flags = FlagValues()
+    module.define_flags(flags)
+    names = list(flags)
+    with_config = "config" in names
+    if with_config:
+        _define_fields(flags)
+    if any(argument in ("--help", "-h", "-help") for argument in arguments):
+        raise Help(_help(flags, names, module.__doc__ or "", with_config))
+    try:
+        rest = flags(["rnn-lm", *arguments])[1:]
+    except absl_flags.Error as error:
+        raise UserError(f"{error} (--help lists the flags)") from error
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value (--help lists them)")
+    return flags
+
+
+def required(flags: FlagValues, name: str, example: str) -> str:
+    """A flag that has no default."""
+    value = flags[name].value
+    if not value:
+        raise UserError(f"--{name} is missing; for example --{name}={example}")
+    return value
+
+
+def config_of(flags: FlagValues):
+    """The config that `--config` names, with the fields changed that `--config.x.y=v` name, checked."""
+    config = load_config(required(flags, "config", "experiments/char.py"))
+    for name in FIELDS:
+        if flags[f"config.{name}"].present:
+            set_field(config, name, flags[f"config.{name}"].value)
+    check_config(config)
+    return config
+
+
+def _define_fields(flags: FlagValues) -> None:
+    define: dict[type, Any] = {
+        int: absl_flags.DEFINE_integer,
+        float: absl_flags.DEFINE_float,
+        str: absl_flags.DEFINE_string,
+    }
+    for name, field in FIELDS.items():
+        define[type(field.default)](f"config.{name}", field.default, field.help, flag_values=flags)
+
+
+def _help(flags: FlagValues, names: list[str], about: str, with_config: bool) -> str:
+    lines = [about.strip(), "", "Flags:"]
+    for name in names:
+        default = flags[name].value
+        lines += _entry(
+            f"--{name}" + (f" (default {default})" if default not in (None, "", False, []) else ""), flags[name].help
+        )
+    if with_config:
+        lines += ["", "Config fields, --config.FIELD=VALUE (each with the default that an experiment may change):"]
+        for name, field in FIELDS.items():
+            choices = f" [{' | '.join(field.names)}]" if field.names else ""
+            lines += _entry(f"{name} (default {field.default!r})", field.help + choices)
+    return "\n".join(lines)
+
+
+def _entry(title: str, text: str) -> list[str]:
+    return [f"  {title}", *textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")]

@@ -1,0 +1,74 @@
+"""New text from a trained model: python run.py generate --workdir=DIR [--prompt=TEXT] [--length=N]
+
+Prints the prompt, exactly N more tokens and a newline; several samples as JSON lines with "sample" and "text".
+"""
+
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from rnn_lm.commands.flags import FlagValues, required
+from rnn_lm.errors import UserError
+
+
+def define_flags(flags: FlagValues) -> None:
+    absl_flags.DEFINE_string("workdir", None, "the folder of a trained run", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "prompt", None, "the text to go on from; not given: the most frequent token", flag_values=flags
+    )
+    absl_flags.DEFINE_integer("length", 500, "N: how many tokens to add", flag_values=flags)
+    absl_flags.DEFINE_float(
+        "temperature", 1.0, "below 1 is safer, above 1 wilder; 0 takes the likeliest token each time", flag_values=flags
+    )
+    absl_flags.DEFINE_integer("top_k", 0, "draw from the k likeliest tokens only; 0: all", flag_values=flags)
+    absl_flags.DEFINE_float(
+        "top_p", 1.0, "draw from the likeliest tokens that make up this probability only; 1: all", flag_values=flags
+    )
+    absl_flags.DEFINE_integer("seed", 0, "the same seed gives the same text", flag_values=flags)
+    absl_flags.DEFINE_integer("num_samples", 1, "how many texts", flag_values=flags)
+    absl_flags.DEFINE_bool("strict", False, "refuse a prompt with tokens that the vocabulary lacks", flag_values=flags)
+
+
+RANGES = {
+    "length": (1, 2**31 - 1),
+    "temperature": (0, 1e6),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (1e-9, 1),
+    "seed": (0, 2**31 - 1),
+    "num_samples": (1, 2**16),
+}
+
+
+def run(flags: FlagValues) -> None:
+    workdir = Path(required(flags, "workdir", "runs/char"))
+    for name, (low, high) in RANGES.items():
+        if not low <= getattr(flags, name) <= high:  # false for nan too
+            raise UserError(f"--{name} is {getattr(flags, name)}; it must be from {low} to {high}")
+    if flags.prompt == "":
+        raise UserError("--prompt is empty; leave it out, or give at least one character")
+
+    from rnn_lm.commands.texts import check_known
+    from rnn_lm.files import dumps
+    from rnn_lm.inference.generate import generate
+    from rnn_lm.keys import named_key
+    from rnn_lm.training.run_folder import load
+
+    model, vocabulary = load(workdir)
+    prompt = vocabulary.decode([1]) if flags.prompt is None else flags.prompt
+    check_known(vocabulary, prompt, "the prompt", strict=flags.strict)
+    ids = vocabulary.encode(prompt)
+    if not len(ids):
+        raise UserError(f"--prompt={prompt!r} has no token in it")
+    samples = generate(
+        model,
+        ids,
+        flags.length,
+        key=named_key(flags.seed, "generate"),
+        num_samples=flags.num_samples,
+        temperature=flags.temperature,
+        top_k=flags.top_k,
+        top_p=flags.top_p,
+    )
+    for number, sample in enumerate(samples):
+        text = vocabulary.continue_text(prompt, sample)
+        print(text if flags.num_samples == 1 else dumps({"sample": number, "text": text}))

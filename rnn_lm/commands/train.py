@@ -1,0 +1,59 @@
+"""Train a model, or go on with one: python run.py --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+Started again with the same --workdir, it goes on where it stopped; Ctrl-C saves first. The folder then holds
+metrics.jsonl, samples.txt, plots/, TensorBoard events, checkpoints/ and, at the end, summary.json.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+
+from rnn_lm.commands.flags import FlagValues, config_of
+
+
+def define_flags(flags: FlagValues) -> None:
+    absl_flags.DEFINE_string("config", None, "the experiment: a Python file with get_config()", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "workdir",
+        None,
+        "the run's folder; runs/NAME where it is not given, NAME being the config file's",
+        flag_values=flags,
+    )
+
+
+def run(flags: FlagValues) -> None:
+    config = config_of(flags)
+    workdir = Path(flags.workdir or Path("runs") / Path(flags.config).stem)
+
+    from rnn_lm.training.loop import train
+
+    print(describe(train(config, workdir), workdir))
+
+
+def describe(summary: dict[str, Any], workdir: Path) -> str:
+    """A finished run in words that a newcomer understands."""
+    name = "test" if "test" in summary else "valid"
+    result, baselines, corpus = summary[name], summary["baselines"], summary["corpus"]
+    rows = [
+        (f"guessing among all {corpus['vocab_size']} tokens (uniform)", baselines["uniform"]),
+        ("knowing how frequent each token is (unigram)", baselines["unigram"]),
+        (f"this model ({summary['num_params']:,} parameters)", result),
+    ]
+    table = "\n".join(f"  {what:<48}{x['perplexity']:>12.2f}{x['bits_per_char']:>22.3f}" for what, x in rows)
+    return f"""
+Finished: {summary["steps"]:,} steps, {summary["tokens"]:,} tokens of {corpus["source"]}.
+
+How good is it? Measured on {result["tokens"]:,} tokens of the {name} split, which it never trained on:
+
+  {"":<48}{"perplexity":>12}{"bits per character":>22}
+{table}
+
+A perplexity of {result["perplexity"]:.1f} means that, asked for the next token, the model is as unsure as someone who
+chooses among {result["perplexity"]:.1f} equally likely ones. 1 would be perfect.
+
+Files:    {workdir}/
+            summary.json, metrics.jsonl, samples.txt, checkpoints/
+            plots/learning_curve.png; tensorboard --logdir={workdir}
+Try next: python run.py generate --workdir={workdir} --length=500
+          python run.py evaluate --workdir={workdir}"""

@@ -1,0 +1,117 @@
+"""Which tokens step s sees: a pure function of (seed, s). There is no iterator to save: the position *is* the step."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from rnn_lm.keys import named_key
+
+PARTITIONS = ("sequential", "random")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batches:
+    """A text on the device, cut into minibatches of B windows of T tokens. Usable inside `jit`, loops and `vmap`.
+
+    Each epoch skips its first d tokens, d drawn from [0, T), and takes ⌊(N − T − 1)/(B·T)⌋ steps:
+
+    - "sequential": B parallel streams; a window continues where the same row of the batch before it ended.
+    - "random": the windows of T tokens in random order, each at most once an epoch.
+
+    The text is kept as rows of T tokens. A window then starts at a (row, column), the column being d for all windows
+    of an epoch, so positions stay small numbers however long the text is.
+    """
+
+    rows: Int[Array, "R T"]
+    seed: int | Int[Array, ""]
+    batch_size: int = field(metadata={"static": True})
+    partition: str = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, ids: np.ndarray, *, batch_size: int, segment_length: int, partition: str, seed: int = 0) -> "Batches":
+        """Puts the token ids [N] on the device.
+
+        Raises:
+          ValueError: where the text is too short for one minibatch, or no such partition exists.
+        """
+        if partition not in PARTITIONS:
+            raise ValueError(f"partition is {partition!r}; it is one of {', '.join(PARTITIONS)}")
+        needed = tokens_needed(batch_size, segment_length)
+        if len(ids) < needed:
+            raise ValueError(
+                f"{len(ids)} tokens are too few for one minibatch: "
+                f"{batch_size} windows of {segment_length} take {needed}"
+            )
+        whole_rows = (len(ids) - 1) // segment_length  # the last label of the last window needs one token more
+        rows = np.asarray(ids[: whole_rows * segment_length], np.int32).reshape(-1, segment_length)
+        return cls(jnp.asarray(rows), seed, batch_size, partition)
+
+    @property
+    def segment_length(self) -> int:
+        return self.rows.shape[1]
+
+    @property
+    def num_windows(self) -> int:
+        """Windows that fit behind every offset: all of an epoch's T inputs and the label after the last."""
+        return self.rows.shape[0] - 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_windows // self.batch_size
+
+    def __call__(self, step: int | Int[Array, ""]) -> tuple[Int[Array, "T B"], Int[Array, "T B"], Bool[Array, ""]]:
+        """Minibatch number `step`: inputs, labels (the inputs shifted by one), and whether the state starts anew."""
+        T, B = self.segment_length, self.batch_size
+        epoch, index = jnp.divmod(jnp.asarray(step, jnp.int32), self.steps_per_epoch)
+        offset = jax.random.randint(named_key(self.seed, "offset", epoch), (), 0, T)
+        if self.partition == "sequential":
+            starts = jnp.arange(B) * self.steps_per_epoch + index
+            restart = index == 0
+        else:
+            key = named_key(self.seed, "shuffle", epoch)
+            starts = shuffled(index * B + jnp.arange(B), self.num_windows, key)
+            restart = jnp.bool_(True)
+        two_rows = self.rows[starts[:, None] + jnp.arange(2)].reshape(B, 2 * T)
+        windows = jax.lax.dynamic_slice_in_dim(two_rows, offset, T + 1, axis=1).T
+        return windows[:-1], windows[1:], restart
+
+
+def tokens_needed(batch_size: int, segment_length: int) -> int:
+    """The shortest text, in tokens, that makes one minibatch."""
+    return batch_size * segment_length + segment_length + 1
+
+
+def shuffled(index: Int[Array, " B"], size: int, key: jax.Array) -> Int[Array, " B"]:
+    """Where a random permutation of range(size) takes each `index`, without ever storing the permutation.
+
+    A four-round Feistel network permutes the next power of four; values that fall outside are sent through again
+    ("cycle walking") until they are inside, which keeps it a permutation. At most four trips are expected.
+
+    Reference: Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002.
+    """
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = jnp.uint32((1 << half_bits) - 1)
+    round_keys = jax.random.bits(key, (4,), jnp.uint32)
+
+    def encrypt(x):
+        left, right = x >> half_bits, x & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        return (left << half_bits) | right
+
+    def walk(x):
+        return jnp.where(x >= size, encrypt(x), x)
+
+    inside = jax.lax.while_loop(lambda x: jnp.any(x >= size), walk, encrypt(index.astype(jnp.uint32)))
+    return inside.astype(jnp.int32)
+
+
+def _mix(x: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """MurmurHash3's finalizer: every input bit changes every output bit with probability one half."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

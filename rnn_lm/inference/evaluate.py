@@ -1,0 +1,96 @@
+"""How well a model predicts a text."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rnn_lm.nn.losses import cross_entropy
+from rnn_lm.nn.models import RNNLM
+
+MAX_WINDOWS = 256  # side by side in one call
+MAX_TOKENS = 32_768  # in one call, which bounds the memory that logits take
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Total nats over a number of tokens, and the largest |h| met. Evaluations of parts merge by addition."""
+
+    nats: float
+    tokens: int
+    max_abs_h: float = 0.0
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood, in nats per token."""
+        return self.nats / self.tokens
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        return Evaluation(self.nats + other.nats, self.tokens + other.tokens, max(self.max_abs_h, other.max_abs_h))
+
+
+def figures(nll: float, tokens_per_character: float) -> dict[str, float]:
+    """What every report says of a mean loss: nats per token, perplexity = exp of it, bits per character of text."""
+    try:
+        perplexity = math.exp(nll)
+    except OverflowError:
+        perplexity = math.inf
+    return {"nll": nll, "perplexity": perplexity, "bits_per_char": nll / math.log(2) * tokens_per_character}
+
+
+def evaluate(model: RNNLM, ids: np.ndarray, *, reset_every: int = 0) -> Evaluation:
+    """Scores every token of ids [N] but the first, N − 1 of them, each once.
+
+    The state starts from its initial value and is carried through the text as one stream, or, where `reset_every` is
+    not 0, starts anew with each `reset_every` tokens; such windows are computed side by side.
+    """
+    if len(ids) < 2:
+        raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
+    scored = len(ids) - 1
+    length = min(reset_every or scored, scored)
+    graphdef, params = nnx.split(model, nnx.Param)
+    total = Evaluation(0.0, 0)
+    for inputs, labels, valid in _windows(ids, length):
+        carry = model.initialize_carry(inputs.shape[1])
+        steps = max(1, min(length, MAX_TOKENS // inputs.shape[1]))
+        for start in range(0, length, steps):
+            # The last chunk is filled up, so that all have one shape and one compilation serves them.
+            chunk = [np.pad(a, ((0, max(0, start + steps - length)), (0, 0)))[start : start + steps]
+                     for a in (inputs, labels, valid)]  # fmt: skip
+            carry, nats, max_abs_h = _score(graphdef, params, carry, *chunk)
+            total += Evaluation(float(np.asarray(nats, np.float64).sum()), int(chunk[2].sum()), float(max_abs_h))
+    return total
+
+
+def _windows(ids: np.ndarray, length: int) -> Iterator[list[np.ndarray]]:
+    """Windows of `length` tokens, at most MAX_WINDOWS side by side: inputs, labels and which are real, all [T, B]."""
+    scored = len(ids) - 1
+    count = -(-scored // length)
+    width = min(count, MAX_WINDOWS)
+    filled = np.pad(ids, (0, -(-count // width) * width * length + 1 - len(ids)))
+    for start in range(0, count * length, width * length):
+        stop = start + width * length
+        valid = np.arange(start, stop) < scored
+        yield [a.reshape(width, length).T for a in (filled[start:stop], filled[start + 1 : stop + 1], valid)]
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _score(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    carry: Float[Array, "B H"],
+    inputs: Int[Array, "T B"],
+    labels: Int[Array, "T B"],
+    valid: Bool[Array, "T B"],
+) -> tuple[Float[Array, "B H"], Float[Array, "T B"], Float[Array, ""]]:
+    """The state after the chunk, the nats of each real token (0 elsewhere), and the largest |h|."""
+    model = nnx.merge(graphdef, params)
+    carry, h = model.hidden(carry, inputs)
+    nats = jnp.where(valid, cross_entropy(model.output(h), labels), 0)
+    return carry, nats, jnp.max(jnp.abs(h), where=valid[..., None], initial=0)

@@ -1,0 +1,84 @@
+"""New text from a model, token by token, in one compiled scan."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from rnn_lm.nn.models import RNNLM
+
+
+def generate(
+    model: RNNLM,
+    prompt: np.ndarray,
+    length: int,
+    *,
+    key: Key[Array, ""],
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> np.ndarray:
+    """New tokens after a prompt: ids [num_samples, length], never `<unk>`.
+
+    Args:
+      model: what predicts the next token.
+      prompt: ids [P] of the text to go on from, P ≥ 1.
+      length: how many tokens to add.
+      key: sample number i is drawn with `fold_in(key, i)`, so more samples leave the first ones as they are.
+      num_samples: how many texts, all after the same prompt.
+      temperature: logits are divided by it; 0 takes the likeliest token each time.
+      top_k: only the k likeliest tokens are drawn; 0 is all.
+      top_p: only the likeliest tokens that together have at least this probability are drawn; 1 is all.
+    """
+    graphdef, params = nnx.split(model, nnx.Param)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_samples))
+    ids = jnp.asarray(prompt, jnp.int32)
+    return np.asarray(_generate(graphdef, params, ids, keys, temperature, top_p, length=length, top_k=top_k))
+
+
+def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float | Float[Array, ""]) -> Float[Array, "B V"]:
+    """The logits with −∞ for all but the `top_k` likeliest tokens (0: all) and the nucleus of probability `top_p`.
+
+    The likeliest token always stays.
+
+    Reference: Holtzman et al., The curious case of neural text degeneration, ICLR 2020.
+    """
+    descending = jnp.sort(logits, axis=-1, descending=True)
+    before = jnp.cumsum(jax.nn.softmax(descending), axis=-1) - jax.nn.softmax(descending)
+    rank = jnp.arange(logits.shape[-1])
+    keep = (rank == 0) | ((before < top_p) & (rank < (top_k or logits.shape[-1])))
+    smallest = jnp.min(jnp.where(keep, descending, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= smallest, logits, -jnp.inf)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "length", "top_k"))
+def _generate(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    prompt: Int[Array, " P"],
+    keys: Key[Array, " B"],
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+    *,
+    length: int,
+    top_k: int,
+) -> Int[Array, "B length"]:
+    model = nnx.merge(graphdef, params)
+    carry, logits = model(model.initialize_carry(1), prompt[:, None])
+    carry, logits = jax.tree.map(lambda a: jnp.repeat(a, keys.shape[0], axis=0), (carry, logits[-1]))
+
+    def step(state, t):
+        carry, logits = state
+        logits = logits.at[:, 0].set(-jnp.inf)  # never <unk>
+        scaled = keep_likeliest(logits / jnp.where(temperature > 0, temperature, 1), top_k, top_p)
+        drawn = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), scaled)
+        tokens = jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
+        carry, logits = model(carry, tokens[None])
+        return (carry, logits[0]), tokens
+
+    _, tokens = jax.lax.scan(step, (carry, logits), jnp.arange(length))
+    return tokens.T

@@ -1,0 +1,50 @@
+"""What SIGTERM and SIGINT (Ctrl-C) do: end the process at once, or, while training, after saving."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """Training was stopped by a signal, and has saved."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+@dataclass
+class Pending:
+    """The signal that has come, if any."""
+
+    signum: int = 0
+
+
+def exit_on_signals() -> None:
+    """From now on a signal ends the process with exit code 128 + its number, cleaning up on the way."""
+    for signum in SIGNALS:
+        signal.signal(signum, lambda number, frame: sys.exit(128 + number))
+
+
+@contextmanager
+def deferred_signals() -> Iterator[Pending]:
+    """Inside, the first signal is only noted; a second one acts as it would outside."""
+    pending = Pending()
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+
+    def note(signum, frame):
+        pending.signum = signum
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for signum in SIGNALS:
+        signal.signal(signum, note)
+    try:
+        yield pending
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

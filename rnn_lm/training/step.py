@@ -1,0 +1,91 @@
+"""The compiled part of training: many optimizer steps in one dispatch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rnn_lm.data.batches import Batches
+from rnn_lm.nn.losses import cross_entropy
+from rnn_lm.nn.models import RNNLM
+from rnn_lm.training.optimizers import Numbers, learning_rate, make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sums:
+    """What the next train line will be the mean of."""
+
+    nll: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    steps: Int[Array, ""]
+
+    @classmethod
+    def zero(cls) -> "Sums":
+        return cls(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that a step changes. Saved and restored, training goes on with the same bits."""
+
+    params: Any
+    opt_state: Any
+    carry: Any  # the recurrent state at the end of the last window
+    step: Int[Array, ""]  # completed updates; the position in the data too
+    sums: Sums
+    finite: Bool[Array, ""]  # False once a loss or a gradient was not
+
+    @classmethod
+    def create(cls, model: RNNLM, optimizer: str, batch_size: int) -> "TrainState":
+        params = nnx.state(model, nnx.Param)
+        zeros = dict.fromkeys(("clip_norm", "weight_decay", "momentum"), jnp.float32(0))
+        opt_state = make_optimizer(optimizer, zeros, jnp.float32(0)).init(params)
+        return cls(params, opt_state, model.initialize_carry(batch_size), jnp.int32(0), Sums.zero(), jnp.bool_(True))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "optimizer", "schedule"), donate_argnames="state")
+def train_steps(
+    state: TrainState,
+    until: Int[Array, ""],
+    batches: Batches,
+    numbers: Numbers,
+    *,
+    graphdef: nnx.GraphDef,
+    optimizer: str,
+    schedule: str,
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """Takes steps until number `until`, or until a loss is not finite. Also returns a copy of what the log needs."""
+
+    def loss_fn(params, carry, inputs, labels):
+        carry, logits = nnx.merge(graphdef, params)(carry, inputs)
+        return cross_entropy(logits, labels).mean(), carry
+
+    def one_step(state: TrainState) -> TrainState:
+        inputs, labels, restart = batches(state.step)
+        # Where segments meet: the state goes on (or starts anew with the epoch), the gradient stops.
+        carry = jax.tree.map(lambda h: jax.lax.stop_gradient(jnp.where(restart, 0, h)), state.carry)
+        (nll, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, carry, inputs, labels)
+        grad_norm = optax.tree.norm(grads)
+        rate = learning_rate(schedule, numbers, state.step)
+        updates, opt_state = make_optimizer(optimizer, numbers, rate).update(grads, state.opt_state, state.params)
+        return TrainState(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            carry=carry,
+            step=state.step + 1,
+            sums=Sums(state.sums.nll + nll, state.sums.grad_norm + grad_norm, state.sums.steps + 1),
+            finite=jnp.isfinite(nll) & jnp.isfinite(grad_norm),
+        )
+
+    state = jax.lax.while_loop(lambda s: (s.step < until) & s.finite, one_step, state)
+    last_rate = learning_rate(schedule, numbers, state.step - 1)
+    report = {"step": state.step, "sums": state.sums, "finite": state.finite, "learning_rate": last_rate}
+    return state, report

@@ -1,0 +1,96 @@
+"""The end of a run: final figures, `summary.json` and the learning curve."""
+
+import importlib.metadata
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+import rnn_lm
+from rnn_lm.data.corpus import Corpus, Split
+from rnn_lm.files import write_json
+from rnn_lm.inference.evaluate import evaluate, figures
+from rnn_lm.ngram import unigram_nll
+from rnn_lm.training.metrics import read_metrics
+from rnn_lm.training.run_folder import SUMMARY, load_checkpoint
+
+
+def write_summary(
+    workdir: Path,
+    config: ConfigDict,
+    corpus: Corpus,
+    *,
+    seconds_to_first_step: float | None,
+    tokens_per_second: float | None,
+) -> dict[str, Any]:
+    """Scores the best checkpoint on the whole of the validation and test text; writes the summary and the picture."""
+    print("scoring the best checkpoint on the whole validation and test text …", file=sys.stderr, flush=True)
+    model, best_step, steps = load_checkpoint(workdir, config, len(corpus.vocabulary))
+    summary: dict[str, Any] = {
+        "steps": steps,
+        "best_step": best_step,
+        "tokens": steps * config.batch_size * config.segment_length,
+        "num_params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        "seconds_to_first_step": seconds_to_first_step,
+        "wall_seconds": None,
+        "tokens_per_second": tokens_per_second,
+        "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
+        "versions": _versions(),
+        "corpus": {
+            "source": corpus.name,
+            "sha256": corpus.sha256,
+            "vocab_size": len(corpus.vocabulary),
+            "train_tokens": len(corpus.train.ids),
+            "valid_tokens": len(corpus.valid.ids),
+            "test_tokens": len(corpus.test.ids),
+        },
+    }
+    for name, split in [("valid", corpus.valid), ("test", corpus.test)]:
+        if split.tokens:
+            result = evaluate(model, split.ids)
+            summary[name] = figures(result.nll, split.tokens_per_character) | {"tokens": result.tokens}
+    summary["baselines"] = _baselines(corpus, corpus.test if "test" in summary else corpus.valid)
+    _draw(workdir, summary)
+    summary["wall_seconds"] = time.perf_counter() - rnn_lm.STARTED
+    write_json(workdir / SUMMARY, summary)
+    return summary
+
+
+def _baselines(corpus: Corpus, split: Split) -> dict[str, Any]:
+    """Models that need no network, scored on the split that the summary ends in: test, or valid without one."""
+    nlls = {
+        "uniform": float(np.log(len(corpus.vocabulary))),
+        "unigram": unigram_nll(corpus.train.ids, split.ids, len(corpus.vocabulary)),
+    }
+    return {name: figures(nll, split.tokens_per_character) for name, nll in nlls.items()}
+
+
+def _draw(workdir: Path, summary: dict[str, Any]) -> None:
+    try:
+        from rnn_lm.plots import learning_curve
+    except ImportError:
+        print("no plots: pip install 'rnn_lm[plots]' draws them", file=sys.stderr)
+        return
+    name = "test" if "test" in summary else "valid"
+    result, baselines = summary[name], summary["baselines"]
+    learning_curve(
+        workdir / "plots" / "learning_curve.png",
+        read_metrics(workdir),
+        {f"{baseline} model": value["perplexity"] for baseline, value in baselines.items()},
+        f"After {summary['steps']:,} steps the {name} perplexity is {result['perplexity']:.2f} "
+        f"({result['bits_per_char']:.2f} bits per character); token frequencies alone give "
+        f"{baselines['unigram']['perplexity']:.1f}.",
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"rnn_lm": rnn_lm.__version__, "python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in names
+    }

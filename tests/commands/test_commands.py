@@ -1,0 +1,212 @@
+"""The command line as a user meets it: exit codes, one line of error, what goes to stdout."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rnn_lm
+from rnn_lm.commands import VERBS, main
+from tests.reference import forward, nats, numpy_params
+
+ROOT = Path(rnn_lm.__file__).parents[1]
+CHAR = str(ROOT / "experiments" / "char.py")
+SMALL = (
+    "from rnn_lm.training.config import complete_config\n"
+    "def get_config():\n"
+    "    return {{'batch_size': 4, 'segment_length': 8, 'steps': {steps}, 'model': {{'num_hiddens': 16}},\n"
+    "            'eval_every': 100, 'corpus': {{'path': {path!r}}}}}\n"
+)
+
+
+@pytest.fixture
+def experiment(tmp_path, text_file):
+    """A config file for a small run; more than a test waits for where steps is not given."""
+
+    def write(steps=10**6):
+        path = tmp_path / "small.py"
+        path.write_text(SMALL.format(steps=steps, path=str(text_file)))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs a command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_training_prints_results_and_runs_can_be_used(cli, tmp_path, experiment):
+    workdir = tmp_path / "run"
+    code, out, err = cli("--config", experiment(30), "--workdir", workdir, "--config.steps=40", "--config.seed=3")
+    assert code == 0
+    for part in ("Finished: 40 steps", "perplexity", "unigram", "python run.py generate --workdir="):
+        assert part in out
+    assert "step 0/40: compiling" in err and "a sample at step 40" in err
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 3
+    again = cli("--config", experiment(40), "--config.seed=3", "--workdir", workdir)
+    assert again == (0, out, "")
+    model, vocabulary = rnn_lm.load(workdir)
+    assert model.vocab_size == len(vocabulary)
+
+
+def test_evaluate_equals_an_independent_numpy_pass(cli, run_folder, tmp_path):
+    text = Path(__file__).read_text()[:3000]
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    code, out, err = cli("evaluate", "--workdir", run_folder, "--text", path, "--reset_every=100")
+    assert code == 0 and "warning: the text has tokens that the vocabulary lacks" in err
+    result = json.loads(out)
+    model, vocabulary = rnn_lm.load(run_folder)
+    params, ids = numpy_params(model), vocabulary.encode(text)
+    states, logits = forward(params, np.zeros((1, 16)), ids[:-1, None])
+    expected = nats(logits, ids[1:, None])
+    assert result["tokens"] == len(text) - 1 and result["unknown"] == int((ids[1:] == 0).sum()) > 0
+    assert result["nll"] == pytest.approx(expected.mean(), rel=1e-4)
+    assert result["perplexity"] == pytest.approx(np.exp(expected.mean()), rel=1e-4)
+    assert result["bits_per_char"] == pytest.approx(expected.mean() / np.log(2), rel=1e-4)
+    assert result["max_abs_h"] == pytest.approx(np.abs(states).max(), rel=1e-4)
+    assert result["reset"]["every"] == 100 and result["reset"]["nll"] != result["nll"]
+
+
+def test_evaluate_without_a_text_is_the_test_split_of_the_summary(cli, run_folder):
+    code, out, _ = cli("evaluate", "--workdir", run_folder)
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert code == 0
+    assert json.loads(out)["nll"] == pytest.approx(summary["test"]["nll"], rel=1e-6)
+    assert json.loads(out)["tokens"] == summary["test"]["tokens"]
+
+
+def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):
+    command = ("generate", "--workdir", run_folder, "--prompt=the time", "--length=50")
+    code, first, _ = cli(*command, "--seed=1")
+    assert code == 0
+    assert first.startswith("the time") and len(first) == len("the time") + 50 + 1 and first.endswith("\n")
+    assert cli(*command, "--seed=1")[1] == first
+    assert cli(*command, "--seed=2")[1] != first
+    _, lines, _ = cli(*command, "--seed=1", "--num_samples=3")
+    samples = [json.loads(line) for line in lines.splitlines()]
+    assert [sample["sample"] for sample in samples] == [0, 1, 2]
+    assert samples[0]["text"] == first[:-1]
+    code, out, err = cli("generate", "--workdir", run_folder, "--prompt=Ü the", "--length=5")
+    assert code == 0 and out.startswith("Ü the") and "'Ü'" in err and "<unk>" not in out
+    assert len(cli("generate", "--workdir", run_folder, "--length=9")[1]) == 1 + 9 + 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "--config is missing; for example --config=experiments/char.py"),
+        (["trian"], "unknown verb 'trian'; did you mean 'train'"),
+        (["--config=none.py"], "--config=none.py: no such file"),
+        (["--config", CHAR, "--wrokdir=x"], "Did you mean: workdir"),
+        (["--config.stesp=3", "--config", CHAR], "Did you mean: config.steps"),
+        (["--config.batch_size=0", "--config", CHAR], "config.batch_size is 0; it must be at least 1"),
+        (["--config", CHAR, "--config.optimizer.learning_rate=nan"], "learning_rate is nan"),
+        (["--config", CHAR, "--config.steps=many"], "--config.steps=many"),
+        (["--config", CHAR, "--config.model.cell=elmen"], "did you mean 'elman'"),
+        (["--config", CHAR, "--config.optimizer.name=adm"], "did you mean 'adam'"),
+        (["--config", CHAR, "--config.corpus.source=shakespere"], "did you mean 'shakespeare'"),
+        (["--config", CHAR, "--config.corpus.tokens=chars"], "did you mean 'char'"),
+        (["--config", CHAR, "more"], "unexpected argument 'more'"),
+        (["--config", CHAR, "--config.corpus.path=/none.txt"], "/none.txt: no such file, folder or glob"),
+        (["evaluate"], "--workdir is missing"),
+        (["evaluate", "--workdir=none"], "--workdir=none holds no run"),
+        (["evaluate", "--workdir=RUN", "--reset_every=0"], "--reset_every is 0"),
+        (["evaluate", "--workdir=RUN", "--text=none.txt"], "none.txt: no such file"),
+        (["evaluate", "--workdir=RUN", "--text", CHAR, "--strict"], "the vocabulary lacks"),
+        (["generate", "--workdir=RUN", "--prompt="], "--prompt is empty"),
+        (["generate", "--workdir=RUN", "--prompt=Ü", "--strict"], "the vocabulary lacks: 'Ü'"),
+        (["generate", "--workdir=RUN", "--length=0"], "--length is 0; it must be from 1"),
+        (["generate", "--workdir=RUN", "--temperature=nan"], "--temperature is nan"),
+        (["generate", "--workdir=RUN", "--top_p=1.5"], "--top_p is 1.5"),
+        (["generate", "--workdir=RUN", "--seed=-1"], "--seed is -1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(cli, run_folder, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(*(argument.replace("RUN", str(run_folder)) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(cli, tmp_path, experiment):
+    (tmp_path / "file").write_text("x")
+    code, out, err = cli("--config", experiment(1), "--workdir", tmp_path / "file" / "run")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "file" in err
+
+
+def test_a_changed_text_or_a_damaged_run_is_one_line(cli, run_folder, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run_folder, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    other = tmp_path / "other.txt"
+    other.write_text("another text " * 100)
+    config["corpus"]["path"] = str(other)
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert "no longer the text" in cli("evaluate", "--workdir", workdir)[2]
+    for name, content in [("vocabulary.json", "{}"), ("config.json", "[1"), ("vocabulary.json", "")]:
+        (workdir / name).write_text(content)
+        code, _, err = cli("evaluate", "--workdir", workdir)
+        assert (code, err.count("\n")) == (2, 1)
+    shutil.rmtree(workdir / "checkpoints")
+    shutil.copy(run_folder / "config.json", workdir)
+    shutil.copy(run_folder / "vocabulary.json", workdir)
+    assert "has no checkpoint yet" in cli("generate", "--workdir", workdir)[2]
+
+
+def test_divergence_exits_with_3(cli, experiment, tmp_path):
+    settings = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e9", "--config.optimizer.clip_norm=0"]
+    settings += ["--config.model.activation=relu", "--workdir", str(tmp_path / "run")]
+    code, out, err = cli("--config", experiment(50), *settings)
+    assert (code, out) == (3, "")
+    assert err.splitlines()[-1].startswith("error: training diverged: ")
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_answers_within_a_second_on_stdout(verb):
+    command = [sys.executable, "-X", "importtime", str(ROOT / "run.py"), *([verb] if verb else []), "--help"]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert time.perf_counter() - start < 3  # a second on an idle machine; this one may be busy
+    assert done.returncode == 0 and "python run.py" in done.stdout
+    assert "| jax\n" not in done.stderr
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_process_saves_and_exits(tmp_path, experiment, signum, code):
+    workdir = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "run.py"), "--config", experiment(), "--workdir", str(workdir)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    try:
+        deadline = time.monotonic() + 60
+        while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert "the same command goes on from there" in err and "Traceback" not in err
+    assert len(list((workdir / "checkpoints").iterdir())) >= 1
+
+
+def test_a_reader_that_leaves_early_is_no_error(run_folder):
+    command = f"{sys.executable} {ROOT}/run.py generate --workdir={run_folder} --length=100000 | head -c 10"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert len(done.stdout) == 10 and done.stderr == ""

@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rnn_lm.data.batches import Batches, shuffled
+
+
+def make(ids, B, T, partition="sequential", seed=0):
+    return Batches.of(np.asarray(ids), batch_size=B, segment_length=T, partition=partition, seed=seed)
+
+
+def epoch(batches, number=0):
+    """All inputs and labels of an epoch, [steps, T, B] each, and where the state starts anew."""
+    steps = number * batches.steps_per_epoch + jnp.arange(batches.steps_per_epoch)
+    return tuple(map(np.asarray, jax.jit(jax.vmap(batches))(steps)))
+
+
+def test_machine_gives_machin_and_achine():
+    ids = np.array([ord(c) for c in "machine" * 3])
+    inputs, labels, _ = make(ids, 1, 6)(0)
+    text = "".join(map(chr, np.asarray(inputs)[:, 0])) + chr(labels[-1, 0])
+    assert text in "machine" * 3
+    np.testing.assert_array_equal(inputs[1:], labels[:-1])
+    offset_zero = next(seed for seed in range(99) if make(ids, 1, 6, seed=seed)(0)[0][0, 0] == ord("m"))
+    inputs, labels, _ = make(ids, 1, 6, seed=offset_zero)(0)
+    assert "".join(map(chr, np.asarray(inputs)[:, 0])) == "machin"
+    assert "".join(map(chr, np.asarray(labels)[:, 0])) == "achine"
+
+
+@pytest.mark.parametrize("partition", ["sequential", "random"])
+@pytest.mark.parametrize(
+    "B, T, extra, number", [(1, 1, 0, 0), (1, 1, 9, 3), (3, 4, 11, 1), (2, 7, 14, 2), (5, 3, 60, 0)]
+)
+def test_an_epoch_sees_each_token_at_most_once_and_drops_only_a_remainder(B, T, extra, number, partition):
+    N = B * T + T + 1 + extra
+    batches = make(np.arange(N), B, T, partition, seed=number)
+    inputs, labels, restart = epoch(batches, number)
+    assert batches.steps_per_epoch == (N - T - 1) // (B * T)
+    np.testing.assert_array_equal(labels, inputs + 1)  # the tokens are their own positions
+    assert len(np.unique(inputs)) == inputs.size == batches.steps_per_epoch * B * T
+    assert N - inputs.size <= B * T + T
+    if partition == "sequential":
+        flat = np.concatenate(inputs)  # [steps · T, B]
+        np.testing.assert_array_equal(np.diff(flat, axis=0), 1)  # each row of the batch is one stream
+        assert flat.min() < T
+        np.testing.assert_array_equal(restart, np.arange(len(inputs)) == 0)
+    else:
+        assert restart.all()
+
+
+def test_offsets_and_orders_differ_between_epochs_and_seeds():
+    ids = np.arange(2000)
+    starts = {int(make(ids, 2, 50, seed=seed)(step)[0][0, 0]) for seed in range(3) for step in (0, 19, 38)}
+    assert len(starts) >= 7
+    shuffles = [epoch(make(ids, 2, 5, "random", seed), number)[0] // 5 for seed in (0, 1) for number in (0, 1)]
+    assert all((a != b).mean() > 0.9 for i, a in enumerate(shuffles) for b in shuffles[:i])
+
+
+def test_a_step_is_the_same_alone_in_a_loop_and_under_vmap_of_seeds():
+    ids = np.random.default_rng(0).integers(0, 9, 500)
+    batches = make(ids, 3, 4, "random", seed=5)
+    looped = jax.lax.map(lambda s: batches(s)[0], jnp.arange(50))
+    np.testing.assert_array_equal(looped[37], batches(37)[0])
+    of_seed = jax.vmap(lambda seed: Batches(batches.rows, seed, 3, "random")(37)[0])(jnp.arange(7))
+    np.testing.assert_array_equal(of_seed[5], batches(37)[0])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 17, 1000, 4097])
+def test_a_shuffle_is_a_permutation(size):
+    order = shuffled(jnp.arange(size), size, jax.random.key(size))
+    np.testing.assert_array_equal(np.sort(order), np.arange(size))
+
+
+def test_a_shuffle_looks_random():
+    order = np.asarray(jax.vmap(lambda s: shuffled(jnp.arange(100), 100, jax.random.key(s)))(jnp.arange(2000)))
+    # Where index 3 lands: 2000 draws over 10 bins of 10, expected 200 ± 13 each.
+    assert (np.abs(np.bincount(order[:, 3] // 10, minlength=10) - 200) < 5.5 * np.sqrt(200 * 0.9)).all()
+    assert np.abs(np.corrcoef(order[:, 3], order[:, 4])[0, 1]) < 5.5 / np.sqrt(2000)
+
+
+@pytest.mark.parametrize("size", [0, 1, 16])
+def test_too_short_a_text_is_refused(size):
+    with pytest.raises(ValueError, match="too few for one minibatch: 3 windows of 4 take 17"):
+        make(np.arange(size), 3, 4)
+    assert make(np.arange(17), 3, 4).steps_per_epoch == 1
+
+
+def test_an_unknown_partition_is_refused():
+    with pytest.raises(ValueError, match="'serial'; it is one of sequential, random"):
+        make(np.arange(99), 2, 3, "serial")

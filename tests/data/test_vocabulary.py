@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnn_lm.data.vocabulary import UNKNOWN, Vocabulary, num_characters, tokenize
+from rnn_lm.errors import UserError
+
+KINDS = ("char", "word", "byte")
+
+
+def make(text, kind="char", normalize="none", max_vocab=0):
+    return Vocabulary.of(tokenize(text, kind, normalize), kind=kind, normalize=normalize, max_vocab=max_vocab)
+
+
+@given(st.sampled_from(["char", "byte"]), st.text(min_size=1))
+def test_characters_and_bytes_round_trip(kind, text):
+    vocabulary = make(text, kind)
+    assert vocabulary.decode(vocabulary.encode(text)) == text
+    assert num_characters(tokenize(text, kind, "none")) == len(text)
+
+
+def test_words_round_trip_but_for_runs_of_blanks():
+    text = "To be,  or not\n\nto be:\tthat is the question\n"
+    vocabulary = make(text, "word")
+    canonical = "To be, or not\n\nto be: that is the question\n"
+    assert vocabulary.decode(vocabulary.encode(text)) == canonical
+    assert num_characters(tokenize(text, "word", "none")) == len(canonical)
+
+
+def test_ids_go_by_frequency_and_0_is_unknown():
+    vocabulary = make("abracadabra")
+    assert vocabulary.tokens == [UNKNOWN, "a", "b", "r", "c", "d"]
+    np.testing.assert_array_equal(vocabulary.encode("crab!ü"), [4, 3, 1, 2, 0, 0])
+    assert vocabulary.unknown_in("crab!ü!") == ["!", "ü"]
+    assert vocabulary.decode([4, 0]) == "c<unk>"
+
+
+def test_max_vocab_counts_the_unknown_entry_and_keeps_the_most_frequent():
+    assert make("abracadabra", max_vocab=3).tokens == [UNKNOWN, "a", "b"]
+    assert make("a b a", "word", max_vocab=2).tokens == [UNKNOWN, "a"]
+
+
+def test_the_letters_rule_is_the_books():
+    text = "The Time-Machine, 1895\n by H. G. Wells [1]"
+    assert tokenize(text, "char", "letters") == "the time machine by h g wells "
+    alphabet = "The quick brown fox jumps over the lazy dog"
+    assert len(make(alphabet, "char", "letters")) == 28
+
+
+def test_a_text_that_has_the_word_unk_means_unknown():
+    vocabulary = make("a <unk> b <unk>", "word")
+    assert vocabulary.tokens == [UNKNOWN, "a", "b"]
+    np.testing.assert_array_equal(vocabulary.encode("b <unk>"), [2, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_keeps_everything(kind):
+    vocabulary = make("größer ist\nbesser", kind)
+    again = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
+    np.testing.assert_array_equal(again.encode("besser größer"), vocabulary.encode("besser größer"))
+    assert again.decode([1, 2, 3]) == vocabulary.decode([1, 2, 3])
+
+
+def test_half_a_character_in_bytes_decodes_to_a_replacement():
+    vocabulary = make("ü", "byte")
+    assert vocabulary.decode(vocabulary.encode("ü")[:1]) == "�"
+
+
+@pytest.mark.parametrize("kind, expected", [("char", "Qü to be"), ("word", "Qü to be"), ("byte", "Qü to be")])
+def test_a_prompt_is_kept_as_it_was_typed(kind, expected):
+    vocabulary = make("to be or not to be", kind)
+    assert vocabulary.continue_text("Qü", vocabulary.encode(" to be")) == expected
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(UserError, match="unknown corpus.tokens 'chars'; did you mean 'char'"):
+        tokenize("text", "chars", "none")
+    with pytest.raises(UserError, match="unknown corpus.normalize"):
+        tokenize("text", "char", "lower")

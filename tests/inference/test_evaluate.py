@@ -1,0 +1,66 @@
+import math
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from rnn_lm.inference import evaluate as module
+from rnn_lm.inference.evaluate import Evaluation, evaluate, figures
+from rnn_lm.nn.models import RNNLM
+from tests.reference import forward, nats, numpy_params
+
+
+@pytest.fixture
+def model():
+    model = RNNLM(6, 8, rngs=nnx.Rngs(0))
+    model.w_hq[...] *= 3
+    return model
+
+
+@pytest.fixture
+def ids():
+    return np.random.default_rng(0).integers(0, 6, 101)
+
+
+def reference(model, ids, every):
+    """Nats of each scored token, the state starting anew every so many inputs."""
+    params, total, largest = numpy_params(model), [], 0.0
+    for start in range(0, len(ids) - 1, every):
+        tokens = ids[start : min(start + every, len(ids) - 1)]
+        states, logits = forward(params, np.zeros((1, 8)), tokens[:, None])
+        total.extend(nats(logits, ids[start + 1 : start + 1 + len(tokens), None])[:, 0])
+        largest = max(largest, np.abs(states).max())
+    return np.array(total), largest
+
+
+@pytest.mark.parametrize("every", [0, 1, 7, 50, 100, 1000])
+@pytest.mark.parametrize("limits", [(256, 32_768), (3, 12)])  # one call, and several that do not come out even
+def test_each_token_but_the_first_is_scored_once(model, ids, every, limits, monkeypatch):
+    monkeypatch.setattr(module, "MAX_WINDOWS", limits[0])
+    monkeypatch.setattr(module, "MAX_TOKENS", limits[1])
+    result = evaluate(model, ids, reset_every=every)
+    expected, largest = reference(model, ids, every or len(ids))
+    assert result.tokens == len(expected) == 100
+    assert result.nats == pytest.approx(expected.sum(), rel=1e-5)
+    assert result.max_abs_h == pytest.approx(largest, rel=1e-5)
+
+
+def test_a_uniform_model_has_perplexity_v(ids):
+    model = RNNLM(6, 8, rngs=nnx.Rngs(0))
+    model.w_hq[...] *= 0
+    assert figures(evaluate(model, ids).nll, 1.0)["perplexity"] == pytest.approx(6, rel=1e-5)
+
+
+def test_parts_merge_before_the_perplexity_is_taken():
+    whole = Evaluation(10.0, 10, 0.5) + Evaluation(90.0, 30, 0.9)
+    assert (whole.nll, whole.tokens, whole.max_abs_h) == (2.5, 40, 0.9)
+
+
+def test_figures():
+    assert figures(math.log(8), 0.5) == pytest.approx({"nll": math.log(8), "perplexity": 8, "bits_per_char": 1.5})
+    assert figures(1e9, 1.0)["perplexity"] == math.inf
+
+
+def test_one_token_is_too_few(model):
+    with pytest.raises(ValueError, match="at least 2"):
+        evaluate(model, np.array([3]))

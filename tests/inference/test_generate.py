@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rnn_lm.inference.generate import generate, keep_likeliest
+from rnn_lm.nn.models import RNNLM
+
+PROMPT = np.array([1, 2, 3])
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = RNNLM(6, 8, rngs=nnx.Rngs(0))
+    model.b_q[...] = model.b_q[...].at[0].set(9.0)  # it would say <unk> nearly always
+    return model
+
+
+def draw(model, length=30, seed=1, **settings):
+    return generate(model, PROMPT, length, key=jax.random.key(seed), **settings)
+
+
+def test_the_likeliest_tokens_are_those_of_the_forward_pass(model):
+    greedy = draw(model, temperature=0.0)[0]
+    text = np.concatenate([PROMPT, greedy])
+    _, logits = model(model.initialize_carry(1), jnp.asarray(text[:-1, None], jnp.int32))
+    np.testing.assert_array_equal(greedy, np.asarray(logits)[len(PROMPT) - 1 :, 0, 1:].argmax(-1) + 1)
+
+
+def test_step_by_step_logits_equal_the_forward_pass(model):
+    text = jnp.asarray(draw(model)[0][:, None], jnp.int32)
+    _, whole = model(model.initialize_carry(1), text)
+    carry = model.initialize_carry(1)
+    for t in range(len(text)):
+        carry, logits = model(carry, text[t : t + 1])
+        np.testing.assert_allclose(logits[0], whole[t], rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_is_never_drawn(model):
+    assert (draw(model, 200, num_samples=5) > 0).all()
+
+
+def test_frequencies_are_the_models_probabilities(model):
+    _, logits = model(model.initialize_carry(1), jnp.asarray(PROMPT[:, None], jnp.int32))
+    p = np.asarray(jax.nn.softmax(logits[-1, 0, 1:] / 0.7))
+    drawn = draw(model, 1, num_samples=4000, temperature=0.7)[:, 0]
+    counts = np.bincount(drawn, minlength=6)[1:]
+    assert (np.abs(counts - 4000 * p) < 5.5 * np.sqrt(4000 * p * (1 - p))).all()
+
+
+def test_the_same_seed_gives_the_same_text_and_more_samples_leave_the_first_alone(model):
+    np.testing.assert_array_equal(draw(model), draw(model))
+    assert (draw(model, seed=2) != draw(model)).any()
+    several = draw(model, num_samples=3)
+    np.testing.assert_array_equal(several[0], draw(model)[0])
+    assert (several[1] != several[0]).any()
+
+
+def test_top_k_and_top_p():
+    logits = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]]))
+    kept = lambda *limits: np.flatnonzero(np.isfinite(keep_likeliest(logits, *limits)[0])).tolist()  # noqa: E731
+    assert kept(0, 1.0) == [0, 1, 2, 3]
+    assert kept(2, 1.0) == [1, 3]
+    assert kept(9, 1.0) == [0, 1, 2, 3]
+    assert kept(0, 0.65) == [1, 3]
+    assert kept(0, 0.75) == [1, 2, 3]
+    assert kept(0, 0.01) == kept(1, 1.0) == [1]
+    assert kept(1, 0.9) == [1]

@@ -1,0 +1,46 @@
+"""The model in plain NumPy, one loop over t, gradients by hand: what the real one is compared with."""
+
+import numpy as np
+
+
+def forward(params, h, tokens):
+    """Tokens [T, B] from the state h [B, H]: hidden states [T, B, H] and logits [T, B, V]."""
+    states, logits = [], []
+    for x_t in tokens:
+        x_one_hot = np.eye(params["w_xh"].shape[0])[x_t]
+        h = np.tanh(x_one_hot @ params["w_xh"] + h @ params["w_hh"] + params["b_h"])
+        states.append(h)
+        logits.append(h @ params["w_hq"] + params["b_q"])
+    return np.array(states), np.array(logits)
+
+
+def nats(logits, labels):
+    """−ln softmax(logits)[label], each."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_probs, labels[..., None], -1)[..., 0]
+
+
+def gradients(params, h0, tokens, labels):
+    """The mean cross-entropy and its gradients, by backpropagation through time written out."""
+    states, logits = forward(params, h0, tokens)
+    grads = {name: np.zeros_like(value) for name, value in params.items()}
+    probs = np.exp(logits - logits.max(-1, keepdims=True))
+    probs /= probs.sum(-1, keepdims=True)
+    d_h = np.zeros_like(h0)
+    for t in reversed(range(len(tokens))):
+        d_o = (probs[t] - np.eye(probs.shape[-1])[labels[t]]) / labels.size
+        grads["w_hq"] += states[t].T @ d_o
+        grads["b_q"] += d_o.sum(0)
+        d_z = (d_h + d_o @ params["w_hq"].T) * (1 - states[t] ** 2)
+        grads["w_xh"] += np.eye(params["w_xh"].shape[0])[tokens[t]].T @ d_z
+        grads["w_hh"] += (states[t - 1] if t else h0).T @ d_z
+        grads["b_h"] += d_z.sum(0)
+        d_h = d_z @ params["w_hh"].T
+    return nats(logits, labels).mean(), grads
+
+
+def numpy_params(model):
+    """The parameters of an `RNNLM` without an embedding, as float64."""
+    named = {"w_xh": model.cell.w_xh, "w_hh": model.cell.w_hh, "b_h": model.cell.b_h, "w_hq": model.w_hq}
+    return {name: np.asarray(p[...], np.float64) for name, p in {**named, "b_q": model.b_q}.items()}

@@ -1,0 +1,27 @@
+import json
+import math
+import os
+
+import pytest
+
+from rnn_lm.files import dumps, write_bytes, write_json
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file.txt"
+    write_bytes(path, b"old")
+
+    def replace(source, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(path, b"new")
+    assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
+    assert path.read_bytes() == b"old"
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [math.inf, 1.5], "b": {"c": math.nan}})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": {"c": None}}
+    assert dumps({"text": "ü"}) == '{"text": "ü"}'

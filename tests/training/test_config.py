@@ -1,0 +1,124 @@
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import rnn_lm
+from rnn_lm.data.batches import PARTITIONS
+from rnn_lm.data.corpus import SOURCES
+from rnn_lm.data.vocabulary import NORMALIZE, TOKENIZE
+from rnn_lm.errors import UserError
+from rnn_lm.nn.cells import ACTIVATIONS, CELLS
+from rnn_lm.training.config import FIELDS, check_config, complete_config, default_config, load_config, set_field
+from rnn_lm.training.optimizers import OPTIMIZERS, SCHEDULES
+
+ROOT = Path(rnn_lm.__file__).parent
+EXPERIMENTS = sorted((ROOT.parent / "experiments").glob("*.py"))
+
+
+def test_the_names_in_the_table_are_those_that_the_code_looks_up():
+    tables = {
+        "partition": PARTITIONS,
+        "corpus.source": SOURCES,
+        "corpus.tokens": TOKENIZE,
+        "corpus.normalize": NORMALIZE,
+        "model.cell": CELLS,
+        "model.activation": ACTIVATIONS,
+        "optimizer.name": OPTIMIZERS,
+        "optimizer.schedule": SCHEDULES,
+    }
+    assert {name: list(field.names) for name, field in FIELDS.items() if field.names} == {
+        name: list(table) for name, table in tables.items()
+    }
+
+
+def test_every_field_is_read_by_something():
+    sources = [path.read_text() for path in ROOT.rglob("*.py") if path.name != "config.py"]
+    code = "\n".join(sources)
+    by_name = {"corpus": set(inspect.signature(rnn_lm.load_corpus).parameters)}  # load_corpus(**config.corpus)
+    for name in FIELDS:
+        section, _, last = name.rpartition(".")
+        read = rf"config\.{re.escape(name)}\b" + rf'|(numbers|n)\["{last}"\]' * (section == "optimizer")
+        assert last in by_name.get(section, ()) or re.search(read, code), f"nothing reads config.{name}"
+
+
+def test_no_default_is_none_and_all_are_in_range():
+    assert all(field.default is not None for field in FIELDS.values())
+    check_config(default_config())
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiments_are_valid_and_comment_every_field(path):
+    check_config(load_config(str(path)))
+    lines = path.read_text().splitlines()
+    assigned = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Assign)]
+    for node in assigned:
+        if isinstance(node.targets[0], ast.Attribute):
+            assert "#" in lines[node.end_lineno - 1], f"{path.name}:{node.lineno} has no comment"
+    assert any("run.py --config=experiments/" in line for line in lines[:6])
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("optimiser.name", "sgd", "unknown config field 'optimiser.name'; did you mean 'optimizer.name'"),
+        ("steps", 1.5, "config.steps is 1.5; it takes a whole number"),
+        ("steps", True, "takes a whole number"),
+        ("model.cell", None, "takes a string"),
+        ("model", 3, "unknown config field 'model'"),
+    ],
+)
+def test_unknown_fields_and_wrong_types_are_refused(name, value, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        set_field(default_config(), name, value)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("batch_size", 0, "config.batch_size is 0; it must be at least 1"),
+        ("steps", -1, "config.steps is -1; it must be from 1 to"),
+        ("optimizer.learning_rate", float("nan"), "config.optimizer.learning_rate is nan"),
+        ("optimizer.learning_rate", float("inf"), "is inf; it must be at least 0"),
+        ("corpus.test_fraction", 0.9, "from 0 to 0.49"),
+        ("model.cell", "elmen", "unknown config.model.cell 'elmen'; did you mean 'elman'"),
+        ("partition", "sequental", "did you mean 'sequential'"),
+        ("optimizer.momentum", 0.9, "momentum is of sgd only"),
+        ("corpus.max_vocab", 1, "leaves <unk> alone"),
+    ],
+)
+def test_values_out_of_range_are_refused(name, value, message):
+    config = default_config()
+    set_field(config, name, value)
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_config(config)
+
+
+def test_a_config_need_not_be_complete_and_whole_numbers_may_be_floats():
+    config = complete_config({"steps": 7, "optimizer": {"learning_rate": 1}})
+    assert (config.steps, config.optimizer.learning_rate, config.batch_size) == (7, 1.0, FIELDS["batch_size"].default)
+
+
+def test_a_config_is_locked():
+    with pytest.raises(AttributeError):
+        default_config().stesp = 3
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("x = 1", "KeyError.*it must define get_config"),
+        ("def get_config(): return {'stepz': 3}", "unknown config field 'stepz'; did you mean 'steps'"),
+        ("def get_config(:", "SyntaxError"),
+        ("import not_there", "ModuleNotFoundError"),
+    ],
+)
+def test_files_that_are_no_experiments(tmp_path, source, message):
+    path = tmp_path / "experiment.py"
+    path.write_text(source)
+    with pytest.raises(UserError, match=message):
+        load_config(str(path))
+    with pytest.raises(UserError, match="no such file"):
+        load_config(str(tmp_path / "none.py"))

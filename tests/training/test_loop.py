@@ -1,0 +1,190 @@
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from rnn_lm.errors import Diverged, UserError
+from rnn_lm.interrupts import Stopped
+from rnn_lm.training import loop as module
+from rnn_lm.training.checkpoints import Checkpoints
+from rnn_lm.training.loop import train
+from rnn_lm.training.metrics import read_metrics
+from tests.conftest import make_text, small_config
+
+
+def numbers(workdir):
+    """metrics.jsonl, timings aside."""
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(workdir)]
+
+
+def final_arrays(workdir):
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    arrays, _ = checkpoints.restore(checkpoints.latest_step())
+    checkpoints.close()
+    return arrays
+
+
+def assert_same_run(a, b):
+    assert numbers(a) == numbers(b)
+    assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
+    mine, theirs = final_arrays(a), final_arrays(b)
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+
+def stop_at(monkeypatch, step, signum=signal.SIGTERM):
+    """Sends this process a signal once a dispatch has passed `step`."""
+    original, sent = module.Trainer._handle, []
+
+    def handle(self, start, report, launched, size):
+        if int(report["step"]) >= step and not sent:
+            sent.append(os.kill(os.getpid(), signum))
+        return original(self, start, report, launched, size)
+
+    monkeypatch.setattr(module.Trainer, "_handle", handle)
+
+
+def test_a_finished_run_has_all_its_files(run_folder):
+    names = {path.name.partition(".tfevents")[0] for path in run_folder.iterdir()}
+    assert names == {
+        "config.json", "vocabulary.json", "metrics.jsonl", "samples.txt", "summary.json", "checkpoints", "plots",
+        "events.out",
+    }  # fmt: skip
+    assert (run_folder / "plots" / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    lines = read_metrics(run_folder)
+    assert [line["step"] for line in lines if line["split"] == "train"] == [10, 20, 30, 40, 50, 60]
+    assert [line["step"] for line in lines if line["split"] == "valid"] == [20, 40, 60]
+    assert all(line["tokens"] == line["step"] * 4 * 8 for line in lines)
+    assert all(line["perplexity"] == pytest.approx(np.exp(line["nll"])) for line in lines)
+    assert all(line["bits_per_char"] == pytest.approx(line["nll"] / np.log(2)) for line in lines)
+
+
+def test_it_learns_and_the_summary_says_so(run_folder):
+    summary = json.loads((run_folder / "summary.json").read_text())
+    baselines = summary["baselines"]
+    assert baselines["uniform"]["perplexity"] == pytest.approx(summary["corpus"]["vocab_size"])
+    assert summary["test"]["nll"] < baselines["unigram"]["nll"] < baselines["uniform"]["nll"]
+    assert summary["steps"] == 60
+    V, H = summary["corpus"]["vocab_size"], 16
+    assert summary["num_params"] == V * H + H * H + H + H * V + V
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_stopped_twice_and_started_again_it_is_the_same_run(tmp_path, text_file, monkeypatch, schedule):
+    config = small_config(text_file, optimizer__schedule=schedule, optimizer__patience=0, save_every=0)
+    train(config, tmp_path / "through")
+    for step, signum in [(13, signal.SIGTERM), (40, signal.SIGINT)]:
+        with monkeypatch.context() as patch:
+            stop_at(patch, step, signum)
+            with pytest.raises(Stopped) as stopped:
+                train(config, tmp_path / "stopped")
+            assert stopped.value.signum == signum
+            assert not (tmp_path / "stopped" / "summary.json").exists()
+    train(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "through", tmp_path / "stopped")
+
+
+def test_killed_without_a_word_it_goes_on_from_the_last_checkpoint(tmp_path, text_file, run_folder, monkeypatch):
+    def die(self, step):
+        if step == 60:
+            raise KeyError("killed")
+        return original(self, step)
+
+    original = module.Trainer._evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Trainer, "_evaluate", die)
+        with pytest.raises(KeyError):
+            train(small_config(text_file), tmp_path / "killed")
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "spl')  # a crash in the middle of a line
+    train(small_config(text_file), tmp_path / "killed")
+    assert_same_run(run_folder, tmp_path / "killed")
+
+
+def test_logging_and_saving_do_not_change_the_model(tmp_path, text_file, run_folder):
+    train(small_config(text_file, log_every=7, save_every=0), tmp_path / "other")
+    mine, theirs = final_arrays(tmp_path / "other"), final_arrays(run_folder)
+    for name in mine:
+        if name.startswith(("params", "opt_state", "carry")):
+            np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+
+
+def test_more_steps_continue_a_finished_run(tmp_path, text_file, run_folder):
+    workdir = tmp_path / "run"
+    shutil.copytree(run_folder, workdir)
+    before = (workdir / "metrics.jsonl").read_text()
+    assert train(small_config(text_file), workdir)["steps"] == 60  # finished: nothing happens
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert train(small_config(text_file, steps=80), workdir)["steps"] == 80
+    assert (workdir / "metrics.jsonl").read_text().startswith(before)
+    train(small_config(text_file, steps=80), tmp_path / "at_once")
+    mine, theirs = final_arrays(workdir), final_arrays(tmp_path / "at_once")
+    np.testing.assert_array_equal(mine["params.cell.w_hh"], theirs["params.cell.w_hh"])
+
+
+def test_the_best_checkpoint_is_what_a_run_ends_with(tmp_path, text_file):
+    """A rate that ruins the model late: the last evaluations are worse than an earlier one."""
+    config = small_config(text_file, optimizer__name="sgd", optimizer__learning_rate=3.0, optimizer__clip_norm=0)
+    config.steps, config.eval_every = 100, 5
+    summary = train(config, tmp_path / "run")
+    valid = {line["step"]: line["nll"] for line in read_metrics(tmp_path / "run") if line["split"] == "valid"}
+    assert summary["best_step"] == min(valid, key=valid.get)
+    kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert summary["best_step"] in kept and 100 in kept and len(kept) <= 4
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, text_file):
+    config = small_config(text_file, optimizer__name="sgd", model__activation="relu", optimizer__clip_norm=0)
+    config.optimizer.learning_rate = 1e9
+    with pytest.raises(Diverged, match="not finite at step"):
+        train(config, tmp_path / "run")
+    last = read_metrics(tmp_path / "run")[-1]
+    assert last["nll"] is None and last["perplexity"] is None
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"model__num_hiddens": 17}, "model.num_hiddens is 16 there, 17 here"),
+        ({"corpus__valid_fraction": 0.2}, "corpus.valid_fraction"),
+    ],
+)
+def test_a_folder_of_another_config_is_refused(text_file, run_folder, changes, message):
+    before = {path: path.read_bytes() for path in run_folder.glob("*.json*")}
+    with pytest.raises(UserError, match=message) as caught:
+        train(small_config(text_file, **changes), run_folder)
+    assert f"--workdir={run_folder}-2" in str(caught.value)
+    assert before == {path: path.read_bytes() for path in run_folder.glob("*.json*")}
+
+
+def test_a_folder_of_another_text_is_refused_and_a_copy_of_the_text_is_not(tmp_path, text_file, run_folder):
+    copy, other = tmp_path / "copy.txt", tmp_path / "other.txt"
+    shutil.copy(text_file, copy)
+    other.write_text(make_text(seed=1))
+    assert train(small_config(copy), run_folder)["steps"] == 60
+    with pytest.raises(UserError, match="the text has SHA-256"):
+        train(small_config(other), run_folder)
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path, text_file):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name, message in [("file", "is a file"), ("full", "holds other things than a run")]:
+        with pytest.raises(UserError, match=message):
+            train(small_config(text_file), tmp_path / name)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    assert train(small_config(text_file, steps=1), tmp_path / "empty")["steps"] == 1
+
+
+def test_a_text_too_short_for_a_minibatch_leaves_nothing_behind(tmp_path, text_file):
+    with pytest.raises(UserError, match="the training part is too short.*smaller --config.batch_size"):
+        train(small_config(text_file, batch_size=10_000), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rnn_lm.data.batches import Batches
+from rnn_lm.nn.models import RNNLM
+from rnn_lm.training.step import TrainState, train_steps
+from tests.reference import forward, gradients, numpy_params
+
+V, H, B, T = 7, 5, 3, 4
+
+
+def numbers(**changes):
+    given = {"learning_rate": 0.5, "momentum": 0, "weight_decay": 0, "clip_norm": 0, "warmup_steps": 0, "steps": 99}
+    return {name: jnp.float32(value) for name, value in (given | changes).items()}
+
+
+def setup(partition="sequential", optimizer="sgd"):
+    """A new model, its state, and `run(state, until)`."""
+    model = RNNLM(V, H, rngs=nnx.Rngs(0))
+    ids = np.random.default_rng(0).integers(0, V, 70)
+    batches = Batches.of(ids, batch_size=B, segment_length=T, partition=partition, seed=3)
+    graphdef, _ = nnx.split(model, nnx.Param)
+    state = TrainState.create(model, optimizer, B)
+
+    def run(state, until, **changes):
+        names = {"optimizer": optimizer, "schedule": "constant"}
+        return train_steps(state, jnp.int32(until), batches, numbers(**changes), graphdef=graphdef, **names)
+
+    return model, batches, state, run, lambda state: nnx.merge(graphdef, state.params)
+
+
+@pytest.mark.parametrize("partition", ["sequential", "random"])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
+def test_steps_equal_numpy_backpropagation_through_time(partition, clip_norm):
+    model, batches, state, run, merged = setup(partition)
+    params, h, losses = numpy_params(model), np.zeros((B, H)), []
+    for step in range(batches.steps_per_epoch + 2):  # into the second epoch
+        inputs, labels, restart = map(np.asarray, batches(step))
+        h = h * (1 - restart)
+        loss, grads = gradients(params, h, inputs, labels)
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        scale = min(1, clip_norm / norm) if clip_norm else 1
+        h = forward(params, h, inputs)[0][-1]
+        params = {name: value - 0.5 * scale * grads[name] for name, value in params.items()}
+        losses.append(loss)
+        state, report = run(state, step + 1, clip_norm=clip_norm)
+        for name, value in numpy_params(merged(state)).items():
+            np.testing.assert_allclose(value, params[name], atol=1e-5)
+        np.testing.assert_allclose(state.carry, h, atol=1e-5)
+    assert report["sums"].nll == pytest.approx(sum(losses), rel=1e-5)
+
+
+def test_numpy_gradients_are_those_of_finite_differences():
+    model, batches, *_ = setup()
+    params = numpy_params(model)
+    inputs, labels, _ = map(np.asarray, batches(0))
+    h0 = np.random.default_rng(1).normal(size=(B, H))
+    _, grads = gradients(params, h0, inputs, labels)
+    for name, value in params.items():
+        index = tuple(np.unravel_index(np.abs(grads[name]).argmax(), value.shape))
+        moved = []
+        for sign in (1, -1):
+            changed = {**params, name: value.copy()}
+            changed[name][index] += sign * 1e-5
+            moved.append(gradients(changed, h0, inputs, labels)[0])
+        assert grads[name][index] == pytest.approx((moved[0] - moved[1]) / 2e-5, rel=1e-5)
+
+
+def test_no_gradient_crosses_a_seam():
+    """The second step's update must not depend on how the first step's state came about, only on its value."""
+    _, batches, state, run, merged = setup()
+    state, _ = run(state, 1)
+    params, h = numpy_params(merged(state)), np.asarray(state.carry, np.float64)
+    inputs, labels, restart = map(np.asarray, batches(1))
+    assert not restart and np.abs(h).max() > 0.01
+    _, grads = gradients(params, h, inputs, labels)
+    state, _ = run(state, 2)
+    np.testing.assert_allclose(numpy_params(merged(state))["w_hh"], params["w_hh"] - 0.5 * grads["w_hh"], atol=1e-5)
+
+
+def test_one_dispatch_of_many_steps_has_the_same_bits_as_many_of_one():
+    _, _, one, run, _ = setup(optimizer="adam")
+    one, _ = run(one, 9)
+    _, _, many, run, _ = setup(optimizer="adam")
+    for step in (1, 2, 5, 9):
+        many, _ = run(many, step)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_it_stops_at_the_step_whose_loss_is_not_finite():
+    _, _, state, run, _ = setup()
+    state, _ = run(state, 2)
+    state.params.cell.w_hh[...] = jnp.full((H, H), jnp.nan)
+    state, report = run(state, 9)
+    assert not report["finite"]
+    assert int(report["step"]) == 3
+    state, report = run(state, 20)
+    assert int(report["step"]) == 3
+
+
+def test_one_batch_can_be_learned_by_heart():
+    model = RNNLM(V, 32, rngs=nnx.Rngs(0))
+    ids = np.random.default_rng(0).integers(0, V, B * T + T + 1)
+    batches = Batches.of(ids, batch_size=B, segment_length=T, partition="sequential")
+    graphdef, _ = nnx.split(model, nnx.Param)
+    state = TrainState.create(model, "adam", B)
+    settings = {"graphdef": graphdef, "optimizer": "adam", "schedule": "constant"}
+    state, _ = train_steps(state, jnp.int32(400), batches, numbers(learning_rate=0.01), **settings)
+    before = float(state.sums.nll)
+    state, _ = train_steps(state, jnp.int32(401), batches, numbers(learning_rate=0.01), **settings)
+    assert float(state.sums.nll) - before < 0.7 * np.log(V)
