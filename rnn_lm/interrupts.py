@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +33,14 @@ def exit_on_signals() -> None:
 
 @contextmanager
 def deferred_signals() -> Iterator[Pending]:
-    """Inside, the first signal is only noted; a second one acts as it would outside."""
+    """Inside, the first signal is only noted; a second one acts as it would outside.
+
+    Only the main thread can do that; in another one signals act as always.
+    """
     pending = Pending()
+    if threading.current_thread() is not threading.main_thread():
+        yield pending
+        return
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
     def note(signum, frame):

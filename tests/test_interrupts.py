@@ -1,5 +1,6 @@
 import os
 import signal
+import threading
 
 import pytest
 
@@ -18,3 +19,17 @@ def test_a_signal_exits_and_inside_the_block_only_the_second_does(signum, code):
         with pytest.raises(SystemExit) as second:
             os.kill(os.getpid(), signum)
     assert outside.value.code == second.value.code == code
+
+
+def test_another_thread_than_the_main_one_changes_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def inside():
+        with deferred_signals() as pending:
+            seen.append((pending.signum, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert seen == [(0, before)]

@@ -15,7 +15,7 @@ from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 
 MAX_WINDOWS = 256  # side by side in one call
-MAX_TOKENS = 32_768  # in one call, which bounds the memory that logits take
+MAX_LOGITS = 2**22  # in one call, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def evaluate(model: RNNLM, ids: np.ndarray, *, reset_every: int = 0) -> Evaluati
     total = Evaluation(0.0, 0)
     for inputs, labels, valid in _windows(ids, length):
         carry = model.initialize_carry(inputs.shape[1])
-        steps = max(1, min(length, MAX_TOKENS // inputs.shape[1]))
+        steps = max(1, min(length, MAX_LOGITS // (inputs.shape[1] * model.vocab_size)))
         for start in range(0, length, steps):
             # The last chunk is filled up, so that all have one shape and one compilation serves them.
             chunk = [np.pad(a, ((0, max(0, start + steps - length)), (0, 0)))[start : start + steps]

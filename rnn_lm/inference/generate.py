@@ -37,10 +37,10 @@ def generate(
     graphdef, params = nnx.split(model, nnx.Param)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_samples))
     ids = jnp.asarray(prompt, jnp.int32)
-    return np.asarray(_generate(graphdef, params, ids, keys, temperature, top_p, length=length, top_k=top_k))
+    return np.asarray(_generate(graphdef, params, ids, keys, temperature, length=length, top_k=top_k, top_p=top_p))
 
 
-def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float | Float[Array, ""]) -> Float[Array, "B V"]:
+def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
     """The logits with −∞ for all but the `top_k` likeliest tokens (0: all) and the nucleus of probability `top_p`.
 
     The likeliest token always stays.
@@ -55,17 +55,17 @@ def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float | Float
     return jnp.where(logits >= smallest, logits, -jnp.inf)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "length", "top_k"))
+@partial(jax.jit, static_argnames=("graphdef", "length", "top_k", "top_p"))
 def _generate(
     graphdef: nnx.GraphDef,
     params: nnx.State,
     prompt: Int[Array, " P"],
     keys: Key[Array, " B"],
     temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
     *,
     length: int,
     top_k: int,
+    top_p: float,
 ) -> Int[Array, "B length"]:
     model = nnx.merge(graphdef, params)
     carry, logits = model(model.initialize_carry(1), prompt[:, None])
@@ -74,7 +74,10 @@ def _generate(
     def step(state, t):
         carry, logits = state
         logits = logits.at[:, 0].set(-jnp.inf)  # never <unk>
-        scaled = keep_likeliest(logits / jnp.where(temperature > 0, temperature, 1), top_k, top_p)
+        logits -= jnp.max(logits, axis=-1, keepdims=True)  # so that no temperature, however small, overflows
+        scaled = logits / jnp.where(temperature > 0, temperature, 1)
+        if top_k or top_p < 1:
+            scaled = keep_likeliest(scaled, top_k, top_p)
         drawn = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), scaled)
         tokens = jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
         carry, logits = model(carry, tokens[None])

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int
 
-from rnn_lm.nn.cells import CELLS
+from rnn_lm.nn.cells import CELLS, orthogonal
 from rnn_lm.nn.recurrence import unroll
 
 
@@ -19,6 +19,7 @@ class RNNLM(nnx.Module):
       rngs: where the initial weights come from.
       cell: the name of the recurrent cell.
       activation: φ of the Elman cell.
+      recurrent_init: of `w_hh`.
       embed_dim: size of the learned vectors that stand for the tokens; 0 feeds the tokens themselves (one-hot).
       param_dtype: of parameters, state and logits.
 
@@ -36,6 +37,7 @@ class RNNLM(nnx.Module):
         rngs: nnx.Rngs,
         cell: str = "elman",
         activation: str = "tanh",
+        recurrent_init: Initializer = orthogonal,
         embed_dim: int = 0,
         param_dtype: Dtype = jnp.float32,
     ):
@@ -46,7 +48,12 @@ class RNNLM(nnx.Module):
             else None
         )
         self.cell = CELLS[cell](
-            embed_dim or vocab_size, hidden_features, activation=activation, param_dtype=param_dtype, rngs=rngs
+            embed_dim or vocab_size,
+            hidden_features,
+            activation=activation,
+            recurrent_init=recurrent_init,
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
         self.w_hq = nnx.Param(init(rngs.params(), (hidden_features, vocab_size), param_dtype))
         self.b_q = nnx.Param(jnp.zeros((vocab_size,), param_dtype))

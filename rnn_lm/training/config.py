@@ -61,6 +61,7 @@ FIELDS = {
     "model.num_hiddens": Field(256, "H: hidden units", low=1),
     "model.embed_dim": Field(0, "size of learned token vectors; 0: the cell's weights read token ids themselves"),
     "model.activation": Field("tanh", "φ of the Elman cell", names=("tanh", "relu")),
+    "model.initial_radius": Field(1.0, "W_hh starts as a random orthogonal matrix times this, its spectral radius"),
     "optimizer.name": Field("adam", "the optimizer", names=("sgd", "adam", "adamw")),
     "optimizer.learning_rate": Field(2e-3, "step size, after the warm-up"),
     "optimizer.momentum": Field(0.0, "heavy-ball momentum, of sgd only; 0: none", high=1),

@@ -1,6 +1,7 @@
 """The folder of a run: which files it has, whose it is, and the trained model in it."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def make_model(config: ConfigDict, vocab_size: int) -> RNNLM:
         config.model.num_hiddens,
         cell=config.model.cell,
         activation=config.model.activation,
+        recurrent_init=nnx.initializers.orthogonal(config.model.initial_radius),
         embed_dim=config.model.embed_dim,
         rngs=nnx.Rngs(params=named_key(config.seed, "params")),
     )
@@ -117,15 +119,14 @@ def load(workdir: str | Path) -> tuple[RNNLM, Vocabulary]:
 
 def load_checkpoint(workdir: Path, config: ConfigDict, vocab_size: int) -> tuple[RNNLM, int, int]:
     """The model of a run's best checkpoint (the latest, where none was evaluated), its step and the latest's step."""
-    checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True) if (workdir / CHECKPOINTS).is_dir() else None
-    latest = checkpoints.latest_step() if checkpoints else None
-    if checkpoints is None or latest is None:
-        raise UserError(f"--workdir={workdir} has no checkpoint yet; train it for longer")
-    arrays, notes = checkpoints.restore(latest)
-    best = notes["best"]["step"] or latest
-    if best != latest:
-        arrays, _ = checkpoints.restore(best)
-    checkpoints.close()
+    with closing(Checkpoints(workdir / CHECKPOINTS, read_only=True)) as checkpoints:
+        latest = checkpoints.latest_step()
+        if latest is None:
+            raise UserError(f"--workdir={workdir} has no checkpoint yet; train it for longer")
+        arrays, notes = checkpoints.restore(latest)
+        best = notes["best"]["step"] or latest
+        if best != latest:
+            arrays, _ = checkpoints.restore(best)
     model = make_model(config, vocab_size)
     nnx.update(model, fill_tree({"params": nnx.state(model, nnx.Param)}, arrays)["params"])
     return model, best, latest

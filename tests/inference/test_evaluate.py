@@ -34,10 +34,10 @@ def reference(model, ids, every):
 
 
 @pytest.mark.parametrize("every", [0, 1, 7, 50, 100, 1000])
-@pytest.mark.parametrize("limits", [(256, 32_768), (3, 12)])  # one call, and several that do not come out even
+@pytest.mark.parametrize("limits", [(256, 2**22), (3, 72)])  # one call, and several that do not come out even
 def test_each_token_but_the_first_is_scored_once(model, ids, every, limits, monkeypatch):
     monkeypatch.setattr(module, "MAX_WINDOWS", limits[0])
-    monkeypatch.setattr(module, "MAX_TOKENS", limits[1])
+    monkeypatch.setattr(module, "MAX_LOGITS", limits[1])
     result = evaluate(model, ids, reset_every=every)
     expected, largest = reference(model, ids, every or len(ids))
     assert result.tokens == len(expected) == 100

@@ -28,6 +28,10 @@ def test_the_likeliest_tokens_are_those_of_the_forward_pass(model):
     np.testing.assert_array_equal(greedy, np.asarray(logits)[len(PROMPT) - 1 :, 0, 1:].argmax(-1) + 1)
 
 
+def test_a_tiny_temperature_is_greedy_too(model):
+    np.testing.assert_array_equal(draw(model, temperature=1e-38), draw(model, temperature=0.0))
+
+
 def test_step_by_step_logits_equal_the_forward_pass(model):
     text = jnp.asarray(draw(model)[0][:, None], jnp.int32)
     _, whole = model(model.initialize_carry(1), text)
