@@ -51,6 +51,8 @@ def write_summary(
             "test_tokens": len(corpus.test.ids),
         },
     }
+    train_lines = [line for line in read_metrics(workdir) if line["split"] == "train"]
+    summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}
     for name, split in [("valid", corpus.valid), ("test", corpus.test)]:
         if split.tokens:
             result = evaluate(model, split.ids)
