@@ -52,8 +52,8 @@ How good is it? Measured on {result["tokens"]:,} tokens of the {name} text, whic
 {table}
 
 A perplexity of {result["perplexity"]:.1f} means that, asked for the next token, the model is as unsure as someone who
-chooses among {result["perplexity"]:.1f} equally likely ones. 1 would be perfect. On what it trained on last it was
-{summary["train"]["perplexity"]:.2f}; far below the above, it has learned its text by heart.
+chooses among {result["perplexity"]:.1f} equally likely ones. 1 would be perfect. While it trained, it
+was {summary["train"]["perplexity"]:.2f} at last; a number far below the one above means that it learned its text by heart.
 
 Files:    {workdir}/
             summary.json, metrics.jsonl, samples.txt, checkpoints/

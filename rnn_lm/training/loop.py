@@ -114,15 +114,17 @@ class Trainer:
         self.workdir = workdir
         self.corpus = corpus
         self.batches = batches
-        model = make_model(config, len(corpus.vocabulary))
-        self.graphdef, _ = nnx.split(model, nnx.Param)
-        self.state = TrainState.create(model, config.optimizer.name, config.batch_size)
+        make = partial(make_model, config, len(corpus.vocabulary))
+        self.graphdef, _ = nnx.split(nnx.eval_shape(make), nnx.Param)
         self.best = Best()
         self.checkpoints = Checkpoints(workdir / CHECKPOINTS)
         self.saved_step = self.checkpoints.latest_step()
-        if self.saved_step is not None:
+        create = jax.jit(lambda: TrainState.create(make(), config.optimizer.name, config.batch_size))
+        if self.saved_step is None:
+            self.state = create()
+        else:
             arrays, notes = self.checkpoints.restore(self.saved_step)
-            self.state = fill_tree(self.state, arrays)
+            self.state = fill_tree(jax.eval_shape(create), arrays)
             self.best = Best(**notes["best"])
         self.first_step = int(self.state.step)
         self.record = Record(workdir, self.first_step)

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def load_checkpoint(workdir: Path, config: ConfigDict, vocab_size: int) -> tuple
         best = notes["best"]["step"] or latest
         if best != latest:
             arrays, _ = checkpoints.restore(best)
-    model = make_model(config, vocab_size)
+    model = nnx.eval_shape(partial(make_model, config, vocab_size))  # no weights to draw: they are in the checkpoint
     nnx.update(model, fill_tree({"params": nnx.state(model, nnx.Param)}, arrays)["params"])
     return model, best, latest
 
