@@ -1,8 +1,6 @@
-"""The one command: `python run.py --config=FILE` trains, `python run.py VERB --help` tells the rest."""
+"""The one command: `python run.py --config=FILE` trains, `python run.py --help` tells the rest."""
 
-import sys
-
-from rnn_lm.commands import main
+from rnn_lm.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -19,10 +19,9 @@ def get_config():
     config.partition = "sequential"  # the book's better figure; "random" gives the other one
     config.steps = 4000  # 500 epochs, as in the book: 8 minibatches each
     config.model.num_hiddens = 512  # the book's
-    config.model.initial_radius = (
-        0.5  # of W_hh; the book starts from weights near 0, which ends the same but learns later;
-    )
-    # from 1.0 a learning rate of 1 shakes the weights for ever, and training perplexity stays at 1.2 instead of 1.03
+    # The book starts from weights near 0, which ends the same but learns later. From 1.0, a learning rate of 1 shakes
+    # the weights for ever: training perplexity stays at 1.2 instead of 1.03.
+    config.model.initial_radius = 0.5  # of W_hh
     config.optimizer.name = "sgd"  # the book's, without momentum
     config.optimizer.learning_rate = 1.0  # the book's; it works because the gradient is clipped
     config.optimizer.clip_norm = 1.0  # the book's

@@ -1,7 +1,7 @@
 """What SIGTERM and SIGINT (Ctrl-C) do: end the process at once, or, while training, after saving."""
 
+import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +26,12 @@ class Pending:
 
 
 def exit_on_signals() -> None:
-    """From now on a signal ends the process with exit code 128 + its number, cleaning up on the way."""
+    """From now on a signal ends the process with exit code 128 + its number.
+
+    At once, not by an exception: one that is raised inside a library's callback gets lost there.
+    """
     for signum in SIGNALS:
-        signal.signal(signum, lambda number, frame: sys.exit(128 + number))
+        signal.signal(signum, lambda number, frame: os._exit(128 + number))
 
 
 @contextmanager
@@ -43,15 +46,17 @@ def deferred_signals() -> Iterator[Pending]:
         return
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
+    def restore():
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
     def note(signum, frame):
         pending.signum = signum
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
     for signum in SIGNALS:
         signal.signal(signum, note)
     try:
         yield pending
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        restore()

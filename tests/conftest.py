@@ -1,5 +1,7 @@
 """What all tests share: checked shapes, a small text, and one small run that is trained once."""
 
+# ruff: noqa: E402 — the modules whose shapes are to be checked must be imported under the hook, before all others
+
 import signal
 import sys
 
@@ -7,11 +9,13 @@ import absl.logging
 import jaxtyping
 import pytest
 
-with jaxtyping.install_import_hook("rnn_lm.nn", "beartype.beartype"):
-    import rnn_lm.nn.cells
-    import rnn_lm.nn.losses
-    import rnn_lm.nn.models
-    import rnn_lm.nn.recurrence  # noqa: F401
+CHECKED = ["rnn_lm.nn", "rnn_lm.keys", "rnn_lm.data.batches", "rnn_lm.inference", "rnn_lm.training.optimizers"]
+with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
+    import rnn_lm.data.batches
+    import rnn_lm.inference.evaluate
+    import rnn_lm.inference.generate
+    import rnn_lm.nn.recurrence
+    import rnn_lm.training.optimizers  # noqa: F401
 
 import jax
 import numpy as np

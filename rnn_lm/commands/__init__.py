@@ -3,13 +3,12 @@
 import importlib
 import os
 import sys
-from typing import NoReturn
 
 from absl import logging
 
 from rnn_lm.commands.flags import Help, parse
 from rnn_lm.errors import Diverged, UserError, unknown_name
-from rnn_lm.interrupts import Stopped, exit_on_signals
+from rnn_lm.interrupts import Stopped
 
 VERBS = {
     "train": "train a model (the verb may be left out)",
@@ -23,15 +22,11 @@ Recurrent neural network language models.
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Runs one command. Returns its exit code: 0 done, 2 the user's mistake, 3 diverged, 128 + n stopped by n."""
-    exit_on_signals()
-    _quiet_libraries()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    _set_up_streams()
     try:
-        return _run(arguments)
-    except Help as help_text:
-        print(help_text)
+        _print(_run(arguments))
         return 0
     except UserError as error:
         return _fail(str(error), 2)
@@ -41,12 +36,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
     except BrokenPipeError:  # `… | head`: the reader has seen enough
-        _leave_quietly()
+        return 0
     except OSError as error:
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+        return _fail(f"{error.filename or 'cannot write'}: {error.strerror or error}", 2)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        return _fail("out of memory; try a smaller model, batch or length", 2)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> str:
+    """What the command prints."""
+    for argument in arguments:
+        if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UserError(f"argument {argument!r} is not UTF-8")
     if arguments and not arguments[0].startswith("-"):
         verb, arguments = arguments[0], arguments[1:]
         if verb not in VERBS:
@@ -54,25 +57,42 @@ def _run(arguments: list[str]) -> int:
     else:
         verb = "train"
         if arguments[:1] in (["--help"], ["-h"]):
-            verbs = "\n".join(
-                f"  python run.py {name} --help{'':<{12 - len(name)}} {text}" for name, text in VERBS.items()
-            )
-            raise Help(f"{OVERVIEW}\n{verbs}")
+            verbs = [f"  python run.py {name} --help{'':<{12 - len(name)}} {text}" for name, text in VERBS.items()]
+            return "\n".join([OVERVIEW, *verbs])
     module = importlib.import_module(f"rnn_lm.commands.{verb}")
-    return module.run(parse(arguments, module)) or 0
+    try:
+        flags = parse(arguments, module)
+    except Help as text:
+        return str(text)
+    return module.run(flags)
 
 
-def _quiet_libraries() -> None:
-    """What is wrong is said in one line of ours; orbax would log more, and its threads leave tracebacks behind."""
+def _set_up_streams() -> None:
+    """Text is UTF-8 whatever the locale, and what is wrong is said in one line of ours.
+
+    Orbax would log more; and where it cannot read one array it abandons the others, whose threads then complain.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
     logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = lambda unraisable: None
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _print(text: str) -> None:
+    """Prints to stdout and sees to it that all of it arrives."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again when it closes
+        raise
 
 
 def _fail(message: str, code: int) -> int:
     print("error:", " ".join(message.split()), file=sys.stderr)
     return code
-
-
-def _leave_quietly() -> NoReturn:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it closes it
-    sys.exit(0)

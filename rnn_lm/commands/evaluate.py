@@ -23,7 +23,7 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_bool("strict", False, "refuse a text with tokens that the vocabulary lacks", flag_values=flags)
 
 
-def run(flags: FlagValues) -> None:
+def run(flags: FlagValues) -> str:
     workdir = Path(required(flags, "workdir", "runs/char"))
     if flags.reset_every < 1:
         raise UserError(f"--reset_every is {flags.reset_every}; it must be at least 1")
@@ -54,10 +54,8 @@ def run(flags: FlagValues) -> None:
     carried = evaluate(model, split.ids)
     reset = evaluate(model, split.ids, reset_every=flags.reset_every)
     ratio = split.tokens_per_character
-    print(
-        dumps(
-            {"text": source, "tokens": carried.tokens, "unknown": int((split.ids[1:] == 0).sum())}
-            | figures(carried.nll, ratio)
-            | {"reset": {"every": flags.reset_every} | figures(reset.nll, ratio), "max_abs_h": carried.max_abs_h}
-        )
+    return dumps(
+        {"text": source, "tokens": carried.tokens, "unknown": int((split.ids[1:] == 0).sum())}
+        | figures(carried.nll, ratio)
+        | {"reset": {"every": flags.reset_every} | figures(reset.nll, ratio), "max_abs_h": carried.max_abs_h}
     )

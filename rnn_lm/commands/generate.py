@@ -29,6 +29,7 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_bool("strict", False, "refuse a prompt with tokens that the vocabulary lacks", flag_values=flags)
 
 
+MAX_TOKENS = 10**8  # that are drawn in one call, and stay in memory until they are printed
 RANGES = {
     "length": (1, 2**31 - 1),
     "temperature": (0, 1e6),
@@ -39,11 +40,13 @@ RANGES = {
 }
 
 
-def run(flags: FlagValues) -> None:
+def run(flags: FlagValues) -> str:
     workdir = Path(required(flags, "workdir", "runs/char"))
     for name, (low, high) in RANGES.items():
         if not low <= getattr(flags, name) <= high:  # false for nan too
             raise UserError(f"--{name} is {getattr(flags, name)}; it must be from {low} to {high}")
+    if flags.length * flags.num_samples > MAX_TOKENS:
+        raise UserError(f"--length times --num_samples is more than {MAX_TOKENS:,}; ask for less at a time")
     if flags.prompt == "":
         raise UserError("--prompt is empty; leave it out, or give at least one character")
 
@@ -69,6 +72,7 @@ def run(flags: FlagValues) -> None:
         top_k=flags.top_k,
         top_p=flags.top_p,
     )
-    for number, sample in enumerate(samples):
-        text = vocabulary.continue_text(prompt, sample)
-        print(text if flags.num_samples == 1 else dumps({"sample": number, "text": text}))
+    texts = [vocabulary.continue_text(prompt, sample) for sample in samples]
+    if flags.num_samples == 1:
+        return texts[0]
+    return "\n".join(dumps({"sample": number, "text": text}) for number, text in enumerate(texts))

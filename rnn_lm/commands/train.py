@@ -4,6 +4,7 @@ Started again with the same --workdir, it goes on where it stopped; Ctrl-C saves
 metrics.jsonl, samples.txt, plots/, TensorBoard events, checkpoints/ and, at the end, summary.json.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ def define_flags(flags: FlagValues) -> None:
     )
 
 
-def run(flags: FlagValues) -> None:
+def run(flags: FlagValues) -> str:
     config = config_of(flags)
     workdir = Path(flags.workdir or Path("runs") / Path(flags.config).stem)
 
     from rnn_lm.training.loop import train
 
-    print(describe(train(config, workdir), workdir))
+    return describe(train(config, workdir), workdir)
 
 
 def describe(summary: dict[str, Any], workdir: Path) -> str:
@@ -40,7 +41,11 @@ def describe(summary: dict[str, Any], workdir: Path) -> str:
         ("knowing how frequent each token is (unigram)", baselines["unigram"]),
         (f"this model ({summary['num_params']:,} parameters)", result),
     ]
-    table = "\n".join(f"  {what:<48}{x['perplexity']:>12.2f}{x['bits_per_char']:>22.3f}" for what, x in rows)
+    table = "\n".join(
+        f"  {what:<48}{_number(x['perplexity'], 2):>12}{_number(x['bits_per_char'], 3):>22}" for what, x in rows
+    )
+    perplexity, in_training = _number(result["perplexity"], 1), _number(summary.get("train", {}).get("perplexity"), 1)
+    folder = shlex.quote(str(workdir))
     best = f"the checkpoint of step {summary['best_step']:,}, the best on the validation text"
     return f"""
 Finished: {summary["steps"]:,} steps, {summary["tokens"]:,} tokens of {corpus["source"]}.
@@ -51,12 +56,17 @@ How good is it? Measured on {result["tokens"]:,} tokens of the {name} text, whic
   {"":<48}{"perplexity":>12}{"bits per character":>22}
 {table}
 
-A perplexity of {result["perplexity"]:.1f} means that, asked for the next token, the model is as unsure as someone who
-chooses among {result["perplexity"]:.1f} equally likely ones. 1 would be perfect. While it trained, it
-was {summary["train"]["perplexity"]:.2f} at last; a number far below the one above means that it learned its text by heart.
+A perplexity of {perplexity} means that, asked for the next token, the model is as unsure as someone who
+chooses among {perplexity} equally likely ones. 1 would be perfect. On the text that it trained on last it was
+{in_training}; a number far below the one above means that it learned that text by heart.
 
 Files:    {workdir}/
             summary.json, metrics.jsonl, samples.txt, checkpoints/
-            plots/learning_curve.png; tensorboard --logdir={workdir}
-Try next: python run.py generate --workdir={workdir} --length=500
-          python run.py evaluate --workdir={workdir}"""
+            plots/learning_curve.png
+Try next: python run.py generate --workdir={folder} --length=500
+          python run.py evaluate --workdir={folder}"""
+
+
+def _number(value: float | None, digits: int) -> str:
+    """A figure of a summary, which has null for what is not finite."""
+    return "infinite" if value is None else f"{value:.{digits}f}"

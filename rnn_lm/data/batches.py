@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, UInt32
 
+from rnn_lm.errors import UserError, unknown_name
 from rnn_lm.keys import named_key
 
 PARTITIONS = ("sequential", "random")
@@ -36,15 +37,15 @@ class Batches:
         """Puts the token ids [N] on the device.
 
         Raises:
-          ValueError: where the text is too short for one minibatch, or no such partition exists.
+          UserError: where the text is too short for one minibatch, or no such partition exists.
         """
         if partition not in PARTITIONS:
-            raise ValueError(f"partition is {partition!r}; it is one of {', '.join(PARTITIONS)}")
-        needed = tokens_needed(batch_size, segment_length)
+            raise unknown_name("partition", partition, PARTITIONS)
+        needed = batch_size * segment_length + segment_length + 1
         if len(ids) < needed:
-            raise ValueError(
-                f"{len(ids)} tokens are too few for one minibatch: "
-                f"{batch_size} windows of {segment_length} take {needed}"
+            raise UserError(
+                f"the training text has {len(ids)} tokens, and one minibatch of {batch_size} windows of "
+                f"{segment_length} takes {needed}; give a longer text, or a smaller batch_size or segment_length"
             )
         whole_rows = (len(ids) - 1) // segment_length  # the last label of the last window needs one token more
         rows = np.asarray(ids[: whole_rows * segment_length], np.int32).reshape(-1, segment_length)
@@ -80,11 +81,6 @@ class Batches:
         return windows[:-1], windows[1:], restart
 
 
-def tokens_needed(batch_size: int, segment_length: int) -> int:
-    """The shortest text, in tokens, that makes one minibatch."""
-    return batch_size * segment_length + segment_length + 1
-
-
 def shuffled(index: Int[Array, " B"], size: int, key: jax.Array) -> Int[Array, " B"]:
     """Where a random permutation of range(size) takes each `index`, without ever storing the permutation.
 
@@ -110,7 +106,7 @@ def shuffled(index: Int[Array, " B"], size: int, key: jax.Array) -> Int[Array, "
     return inside.astype(jnp.int32)
 
 
-def _mix(x: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+def _mix(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     """MurmurHash3's finalizer: every input bit changes every output bit with probability one half."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

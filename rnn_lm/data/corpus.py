@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import http.client
 import os
 import re
 import urllib.request
@@ -121,14 +122,20 @@ def read_source(source: str) -> str:
 
 
 def read_files(*paths: str) -> str:
-    """The text of UTF-8 files, folders (all files in them) or globs, one newline between two files."""
-    return "\n".join(_decode(file.read_bytes(), str(file)) for path in paths for file in _files(path))
+    """The text of UTF-8 files, folders (all files in them) or globs, one newline between two files.
+
+    Empty files, and files and folders whose names start with a dot, count only where they are named themselves.
+    """
+    return "\n".join(_decode(content, str(file)) for path in paths for file, content in _files(path))
 
 
-def _files(path: str) -> Iterator[Path]:
-    root = Path(path).expanduser()
-    if root.is_file():
-        yield root
+def _files(path: str) -> Iterator[tuple[Path, bytes]]:
+    """The files that a path names, and what is in them."""
+    if not path:
+        raise UserError("an empty name is no text; give a UTF-8 file, a folder or a glob")
+    root = Path(os.path.expanduser(path))
+    if root.exists() and not root.is_dir():
+        yield root, root.read_bytes()
         return
     if root.is_dir():
         found = [
@@ -138,20 +145,21 @@ def _files(path: str) -> Iterator[Path]:
         ]
     else:
         found = [Path(name) for name in glob.glob(str(root), recursive=True) if Path(name).is_file()]
-    if not found:
-        what = "the folder holds no file" if root.is_dir() else "no such file, folder or glob"
+    filled = [(file, content) for file in sorted(found, key=Path.as_posix) if (content := file.read_bytes())]
+    if not filled:
+        what = "all files in it are empty" if found else "no such file, folder or glob, or no file in it"
         raise UserError(f"{path}: {what}; --config.corpus.path (or --text) takes UTF-8 text")
-    yield from sorted(found, key=lambda file: file.as_posix())
+    yield from filled
 
 
 def _decode(content: bytes, name: str) -> str:
-    """UTF-8 bytes as text, nothing translated."""
+    """UTF-8 bytes as text; nothing is translated, but a byte order mark is dropped."""
     if not content:
         raise UserError(f"{name}: the file is empty")
     if b"\0" in content:
         raise UserError(f"{name}: a binary file (byte {content.index(0)} is NUL); only UTF-8 text can be read")
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{name}: not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}); "
@@ -196,7 +204,7 @@ def _download(source: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             content = response.read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(f"cannot download {url} ({getattr(error, 'reason', error)}); {advice}") from error
     if (got := hashlib.sha256(content).hexdigest()) != sha256:
         raise UserError(f"{url} has changed: its SHA-256 is {got}, not {sha256}; {advice}")

@@ -95,8 +95,9 @@ class Vocabulary:
 
     def continue_text(self, prompt: str, ids: Iterable[int]) -> str:
         """The prompt as it was given, with the text of ids after it."""
-        start = self.decode(self.encode(prompt))
-        return prompt + self.decode([*self.encode(prompt), *ids])[len(start) :]
+        start = self.encode(prompt)
+        added = self.decode([*start, *ids])[len(self.decode(start)) :]
+        return prompt + (added.removeprefix(" ") if self.kind == "word" and prompt[-1:].isspace() else added)
 
     def unknown_in(self, text: str) -> list[str]:
         """The different tokens of a text that the vocabulary lacks, in the order of their appearance."""

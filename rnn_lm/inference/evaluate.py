@@ -56,7 +56,7 @@ def evaluate(model: RNNLM, ids: np.ndarray, *, reset_every: int = 0) -> Evaluati
     length = min(reset_every or scored, scored)
     graphdef, params = nnx.split(model, nnx.Param)
     total = Evaluation(0.0, 0)
-    for inputs, labels, valid in _windows(ids, length):
+    for inputs, labels, valid in _windows(ids, length, max(1, min(MAX_WINDOWS, MAX_LOGITS // model.vocab_size))):
         carry = model.initialize_carry(inputs.shape[1])
         steps = max(1, min(length, MAX_LOGITS // (inputs.shape[1] * model.vocab_size)))
         for start in range(0, length, steps):
@@ -68,11 +68,11 @@ def evaluate(model: RNNLM, ids: np.ndarray, *, reset_every: int = 0) -> Evaluati
     return total
 
 
-def _windows(ids: np.ndarray, length: int) -> Iterator[list[np.ndarray]]:
-    """Windows of `length` tokens, at most MAX_WINDOWS side by side: inputs, labels and which are real, all [T, B]."""
+def _windows(ids: np.ndarray, length: int, width: int) -> Iterator[list[np.ndarray]]:
+    """Windows of `length` tokens, at most `width` side by side: inputs, labels and which are real, all [T, B]."""
     scored = len(ids) - 1
     count = -(-scored // length)
-    width = min(count, MAX_WINDOWS)
+    width = min(count, width)
     filled = np.pad(ids, (0, -(-count // width) * width * length + 1 - len(ids)))
     for start in range(0, count * length, width * length):
         stop = start + width * length

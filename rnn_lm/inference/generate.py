@@ -43,16 +43,18 @@ def generate(
 def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
     """The logits with −∞ for all but the `top_k` likeliest tokens (0: all) and the nucleus of probability `top_p`.
 
-    The likeliest token always stays.
+    The likeliest token always stays; of equally likely ones those with the smaller ids go first.
 
     Reference: Holtzman et al., The curious case of neural text degeneration, ICLR 2020.
     """
-    descending = jnp.sort(logits, axis=-1, descending=True)
-    before = jnp.cumsum(jax.nn.softmax(descending), axis=-1) - jax.nn.softmax(descending)
-    rank = jnp.arange(logits.shape[-1])
-    keep = (rank == 0) | ((before < top_p) & (rank < (top_k or logits.shape[-1])))
-    smallest = jnp.min(jnp.where(keep, descending, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits >= smallest, logits, -jnp.inf)
+    order = jnp.argsort(logits, axis=-1, descending=True)
+    rank = jnp.argsort(order, axis=-1)
+    keep = rank < (top_k or logits.shape[-1])
+    if top_p < 1:
+        probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1))
+        before = jnp.cumsum(probs, axis=-1) - probs  # the probability of all that are likelier
+        keep &= (rank == 0) | jnp.take_along_axis(before < top_p, rank, axis=-1)
+    return jnp.where(keep, logits, -jnp.inf)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "length", "top_k", "top_p"))

@@ -66,7 +66,7 @@ class ElmanCell(nnx.RNNCellBase):
     def project(self, x: Float[Array, "*batch D"] | Int[Array, "*batch"]) -> Float[Array, "*batch H"]:
         """`x w_xh + b_h`. Integers are token ids: they pick rows of `w_xh`, as the product with a one-hot would."""
         if jnp.issubdtype(x.dtype, jnp.integer):
-            return self.w_xh[x] + self.b_h[...]
+            return self._rounded(self.w_xh[x]).astype(self.param_dtype) + self.b_h[...]
         return self._dot(x, self.w_xh[...]) + self.b_h[...]
 
     def recur(self, carry: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
@@ -97,8 +97,11 @@ class ElmanCell(nnx.RNNCellBase):
         return 1
 
     def _dot(self, x: jax.Array, w: jax.Array) -> jax.Array:
-        dtype = self.dtype or self.param_dtype
-        return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=self.param_dtype)
+        return jnp.matmul(self._rounded(x), self._rounded(w), preferred_element_type=self.param_dtype)
+
+    def _rounded(self, x: jax.Array) -> jax.Array:
+        """`x` as a factor of a product."""
+        return x.astype(self.dtype or self.param_dtype)
 
 
 CELLS = {"elman": ElmanCell}

@@ -5,6 +5,8 @@ All of orbax that the project uses is used here, because its API changes between
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self, read_only=read_only, create=not read_only, enable_async_checkpointing=True
         )
-        self._best: int | None = None
+        self._best: int | None = None  # as of the last save
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
@@ -38,21 +40,26 @@ class Checkpoints:
         latest = len(checkpoints) - KEEP_LATEST
         return [i >= latest or checkpoint.step == self._best for i, checkpoint in enumerate(checkpoints)]
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
     def save(self, step: int, tree: Any, notes: dict[str, Any]) -> None:
         """Copies the arrays and writes them while the caller goes on."""
         arrays = {name: np.array(array) for name, array in _named_leaves(tree).items()}
         sha256 = {name: _sha256(array) for name, array in arrays.items()}
         self._best = notes["best"]["step"]
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(arrays),
-                notes=ocp.args.JsonSave({"notes": notes, "sha256": sha256, "sha256_of_notes": _sha256_of_notes(notes)}),
-            ),
-        )
+        record: dict[str, Any] = {"notes": notes, "sha256": sha256}
+        record["sha256_of_notes"] = _sha256_of_json(record)
+        items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(record))
+        with self._failures_told():
+            self._manager.save(step, args=items)
+
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int:
+        """The step that the latest checkpoint names the best; itself, where none was evaluated or that one is gone."""
+        *_, latest = steps = self.steps()
+        best = self._notes(latest)["notes"]["best"]["step"]
+        return best if best in steps else latest
 
     def restore(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays of a checkpoint by name, and its notes.
@@ -60,33 +67,52 @@ class Checkpoints:
         Raises:
           UserError: where a file is missing or damaged, or an array is not the one that was saved.
         """
-        damaged = f"{self.folder / str(step)}: the checkpoint is damaged"
-        advice = "delete that folder to go on from the one before it"
-        try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(), notes=ocp.args.JsonRestore())
-            )
-            arrays = {name: np.asarray(array) for name, array in restored["arrays"].items()}
-            notes, expected = restored["notes"]["notes"], restored["notes"]["sha256"]
-            whole = restored["notes"]["sha256_of_notes"] == _sha256_of_notes(notes)
-        except Exception as error:  # orbax, tensorstore and json each have their own
-            raise UserError(f"{damaged} ({type(error).__name__}); {advice}") from error
-        if not whole or expected != {name: _sha256(array) for name, array in arrays.items()}:
-            raise UserError(f"{damaged} (not what was saved, by its SHA-256); {advice}")
-        self._best = notes["best"]["step"]
-        return arrays, notes
+        notes = self._notes(step)
+        restored = self._restore(step, arrays=ocp.args.StandardRestore())["arrays"]
+        arrays = {name: np.asarray(array) for name, array in restored.items()}
+        if notes["sha256"] != {name: _sha256(array) for name, array in arrays.items()}:
+            raise self._damaged(step, "an array is not what was saved, by its SHA-256")
+        return arrays, notes["notes"]
 
     def close(self) -> None:
         """Waits for what is still being written."""
-        self._manager.close()
+        with self._failures_told():
+            self._manager.close()
+
+    def _notes(self, step: int) -> dict[str, Any]:
+        notes = dict(self._restore(step, notes=ocp.args.JsonRestore())["notes"])
+        if notes.pop("sha256_of_notes", None) != _sha256_of_json(notes):
+            raise self._damaged(step, "the notes are not what was saved, by their SHA-256")
+        return notes
+
+    def _restore(self, step: int, **args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:  # orbax, tensorstore and json each have their own
+            raise self._damaged(step, type(error).__name__) from error
+
+    def _damaged(self, step: int, why: str) -> UserError:
+        return UserError(
+            f"{self.folder / str(step)}: the checkpoint is damaged ({why}); "
+            "delete that folder to go on from the one before it"
+        )
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """What fails while orbax writes, perhaps in the background, is something that cannot be written."""
+        try:
+            yield
+        except Exception as error:
+            raise UserError(f"{self.folder}: a checkpoint cannot be written: {str(error)[:200]}") from error
 
 
 def fill_tree(template: Any, arrays: dict[str, np.ndarray]) -> Any:
     """The restored arrays in the structure of `template`, whose leaves say what shapes they must have."""
+    leaves = []
     for name, leaf in _named_leaves(template).items():
-        if name not in arrays or arrays[name].shape != np.shape(leaf):
-            raise UserError(f"the checkpoint does not fit this model: {name} is missing or has another shape")
-    leaves = [jax.numpy.asarray(arrays[name]) for name in _named_leaves(template)]
+        if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype):
+            raise UserError(f"the checkpoint does not fit this model: {name} is missing or of another shape or type")
+        leaves.append(jax.numpy.asarray(arrays[name]))
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
@@ -102,5 +128,5 @@ def _sha256(array: np.ndarray) -> str:
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _sha256_of_notes(notes: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()
+def _sha256_of_json(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

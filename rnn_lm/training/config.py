@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rnn_lm.errors import UserError, unknown_name
 
 Value = int | float | str
+MAX_INT, MAX_FLOAT = 2**31 - 1, 3e38  # what the device's 32-bit numbers can hold
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Field:
 # Names that other modules look up are repeated here as words, so that `--help` need not import them (and jax);
 # a test compares.
 FIELDS = {
-    "seed": Field(0, "every random draw comes from it", high=2**31 - 1),
-    "steps": Field(2000, "optimizer updates in all", low=1, high=2**31 - 1),
+    "seed": Field(0, "every random draw comes from it"),
+    "steps": Field(2000, "optimizer updates in all", low=1),
     "batch_size": Field(32, "B: sequences side by side", low=1),
     "segment_length": Field(64, "T: tokens that backpropagation goes back through", low=1),
     "partition": Field(
@@ -67,8 +68,8 @@ FIELDS = {
     "optimizer.momentum": Field(0.0, "heavy-ball momentum, of sgd only; 0: none", high=1),
     "optimizer.schedule": Field(
         "constant",
-        "what the learning rate does after the warm-up: cosine falls to 0 at the last step, step is multiplied by "
-        "decay_factor every decay_every steps, plateau whenever validation stops getting better",
+        "what the learning rate does after the warm-up: cosine falls to almost 0 at the last step, step is multiplied "
+        "by decay_factor every decay_every steps, plateau whenever validation stops getting better",
         names=("constant", "cosine", "step", "plateau"),
     ),
     "optimizer.warmup_steps": Field(0, "steps over which the learning rate rises from 0; 0: none"),
@@ -93,10 +94,12 @@ def load_config(path: str) -> ConfigDict:
     if not Path(path).is_file():
         raise UserError(f"--config={path}: no such file; for example --config=experiments/char.py")
     try:
-        given = runpy.run_path(path)["get_config"]()
-        given = ConfigDict(given).to_dict()
-    except Exception as error:
-        raise UserError(f"--config={path}: {type(error).__name__}: {error}; it must define get_config()") from error
+        names = runpy.run_path(path)
+        given = ConfigDict(names["get_config"]()).to_dict() if "get_config" in names else None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
+    if given is None:
+        raise UserError(f"--config={path} does not define get_config(); experiments/char.py is an example")
     return complete_config(given)
 
 
@@ -130,8 +133,13 @@ def check_config(config: ConfigDict) -> None:
         value = get_field(config, name)
         if field.names and value not in field.names:
             raise unknown_name(f"config.{name}", str(value), field.names)
-        if not isinstance(value, str) and not (math.isfinite(value) and field.low <= value <= field.high):
-            bound = f"at least {field.low}" if field.high == math.inf else f"from {field.low} to {field.high}"
+        if isinstance(value, str):
+            continue
+        high = min(field.high, MAX_INT if isinstance(value, int) else MAX_FLOAT)
+        if not field.low <= value <= high:  # nan is in no range
+            bound = (
+                f"at least {field.low}" if field.high == math.inf and value < high else f"from {field.low} to {high}"
+            )
             raise UserError(f"config.{name} is {value}; it must be {bound}")
     if config.optimizer.momentum and config.optimizer.name != "sgd":
         raise UserError(f"config.optimizer.momentum is of sgd only; set it to 0 for {config.optimizer.name}")

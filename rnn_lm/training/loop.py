@@ -1,6 +1,8 @@
 """Training: config → run folder. The compiled steps are in `step`; this is what the host does around them."""
 
+import os
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,8 +27,15 @@ from rnn_lm.training.checkpoints import Checkpoints, fill_tree
 from rnn_lm.training.config import check_config
 from rnn_lm.training.metrics import Record
 from rnn_lm.training.progress import ProgressDisplay
-from rnn_lm.training.run_folder import CHECKPOINTS, SUMMARY, claim, make_model, read_summary
-from rnn_lm.training.step import Sums, TrainState, train_steps
+from rnn_lm.training.run_folder import (
+    CHECKPOINTS,
+    check_folder,
+    locked,
+    make_model,
+    read_summary,
+    write_identity,
+)
+from rnn_lm.training.step import Means, TrainState, train_steps
 from rnn_lm.training.summary import write_summary
 
 DISPATCH_SECONDS = 0.5  # long enough that Python costs nothing, short enough to stop and to show progress
@@ -48,41 +57,50 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     workdir = Path(workdir)
     check_config(config)
     corpus = load_corpus(**config.corpus)
-    batches = _batches(config, corpus)
-    claim(workdir, config, corpus)
+    batches = Batches.of(
+        corpus.train.ids,
+        batch_size=config.batch_size,
+        segment_length=config.segment_length,
+        partition=config.partition,
+        seed=config.seed,
+    )
+    check_folder(workdir, config, corpus)
     summary = read_summary(workdir)
     if summary is not None and summary["steps"] >= config.steps:
         return summary
-    (workdir / SUMMARY).unlink(missing_ok=True)  # it marks a finished run, and this one goes on
-    with deferred_signals() as pending:
-        trainer = Trainer(config, workdir, corpus, batches)
-        try:
-            trainer.run(pending)
-        finally:
-            trainer.close()
-    return write_summary(
-        workdir,
-        config,
-        corpus,
-        seconds_to_first_step=trainer.seconds_to_first_step,
-        tokens_per_second=trainer.tokens_per_second(),
-    )
-
-
-def _batches(config: ConfigDict, corpus: Corpus) -> Batches:
-    try:
-        return Batches.of(
-            corpus.train.ids,
-            batch_size=config.batch_size,
-            segment_length=config.segment_length,
-            partition=config.partition,
-            seed=config.seed,
+    with locked(workdir):
+        with deferred_signals() as pending:
+            trainer = Trainer(config, workdir, corpus, batches)
+            try:
+                trainer.run(pending)
+            finally:
+                trainer.close()
+            if pending.signum:
+                step = trainer.saved_step
+                raise Stopped(
+                    pending.signum, f"stopped at step {step}, which is saved; the same command goes on from there"
+                )
+        write_summary(
+            workdir,
+            config,
+            corpus,
+            seconds_to_first_step=trainer.seconds_to_first_step,
+            tokens_per_second=trainer.tokens_per_second(),
         )
-    except ValueError as error:
+    summary = read_summary(workdir)
+    assert summary is not None
+    return summary
+
+
+def _check_memory(state: TrainState) -> None:
+    """Refuses what cannot fit: on a CPU, XLA was seen to wait for ever for an allocation that had failed."""
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if jax.default_backend() == "cpu" and needed > there:
         raise UserError(
-            f"{corpus.name}: the training part is too short: {error}; "
-            "give a longer text, or smaller --config.batch_size and --config.segment_length"
-        ) from error
+            f"out of memory: the model and its optimizer take {needed / 2**30:,.0f} GiB of this machine's "
+            f"{there / 2**30:,.0f}; try a smaller config.model.num_hiddens"
+        )
 
 
 @dataclass
@@ -113,20 +131,34 @@ class Trainer:
         self.config = config
         self.workdir = workdir
         self.corpus = corpus
-        self.batches = batches
         make = partial(make_model, config, len(corpus.vocabulary))
         self.graphdef, _ = nnx.split(nnx.eval_shape(make), nnx.Param)
-        self.best = Best()
-        self.checkpoints = Checkpoints(workdir / CHECKPOINTS)
-        self.saved_step = self.checkpoints.latest_step()
+        self._dispatch = partial(
+            train_steps,
+            batches=batches,
+            graphdef=self.graphdef,
+            optimizer=config.optimizer.name,
+            schedule=config.optimizer.schedule,
+        )
         create = jax.jit(lambda: TrainState.create(make(), config.optimizer.name, config.batch_size))
-        if self.saved_step is None:
-            self.state = create()
-        else:
-            arrays, notes = self.checkpoints.restore(self.saved_step)
-            self.state = fill_tree(jax.eval_shape(create), arrays)
-            self.best = Best(**notes["best"])
+        self.best = Best()
+        self.saved_step: int | None = None
+        with closing(Checkpoints(workdir / CHECKPOINTS, read_only=True)) as checkpoints:
+            if steps := checkpoints.steps():
+                self.saved_step = steps[-1]
+                arrays, notes = checkpoints.restore(self.saved_step)
+                self.state = fill_tree(jax.eval_shape(create), arrays)
+                self.best = Best(**notes["best"])
+            else:
+                _check_memory(jax.eval_shape(create))
+                self.state = create()
         self.first_step = int(self.state.step)
+        if self.first_step > config.steps:
+            raise UserError(
+                f"--workdir={workdir} is at step {self.first_step} already; give --config.steps of at least that"
+            )
+        write_identity(workdir, config, corpus)  # from here on things are written
+        self.checkpoints = Checkpoints(workdir / CHECKPOINTS)
         self.record = Record(workdir, self.first_step)
         self.display = ProgressDisplay(self.first_step, config.steps)
         self.seconds_to_first_step: float | None = None
@@ -144,9 +176,9 @@ class Trainer:
         while step < config.steps:
             start, step = step, min(step + size, *self._events_after(step), config.steps)
             launched = time.perf_counter()
-            self.state, report = self._train_steps(self.state, jnp.int32(step), numbers=self._numbers())
+            self.state, report = self._dispatch(self.state, jnp.int32(step), numbers=self._numbers())
             if self._due(step, config.log_every):
-                self.state = replace(self.state, sums=Sums.zero())
+                self.state = replace(self.state, means=Means.none())
             if previous is not None:
                 size = self._handle(*previous, size)
                 launched = time.perf_counter()  # this dispatch began when the one before it ended
@@ -177,16 +209,6 @@ class Trainer:
     def model(self) -> RNNLM:
         """The model with the weights of the current step."""
         return nnx.merge(self.graphdef, self.state.params)
-
-    @property
-    def _train_steps(self):
-        return partial(
-            train_steps,
-            batches=self.batches,
-            graphdef=self.graphdef,
-            optimizer=self.config.optimizer.name,
-            schedule=self.config.optimizer.schedule,
-        )
 
     def _numbers(self) -> dict[str, jax.Array]:
         """The hyper-parameters that are arguments of the compiled step."""
@@ -222,11 +244,10 @@ class Trainer:
         return size
 
     def _log_train(self, step: int, report: Any) -> None:
-        sums = report["sums"]
         line: dict[str, Any] = {"step": step, "tokens": self._tokens(step), "split": "train"}
-        line |= figures(float(sums.nll / sums.steps), self.corpus.train.tokens_per_character)
+        line |= figures(float(report["means"].nll), self.corpus.train.tokens_per_character)
         line |= {
-            "grad_norm": float(sums.grad_norm / sums.steps),
+            "grad_norm": float(report["means"].grad_norm),
             "learning_rate": float(report["learning_rate"]),
         }
         if self._line_steps:

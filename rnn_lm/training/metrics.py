@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rnn_lm.files import dumps, write_text
+from rnn_lm.files import dumps, write_bytes, write_text
 from rnn_lm.training.run_folder import METRICS, SAMPLES
 
 _SAMPLE = "=== step {step}, validation perplexity {perplexity:.2f} ==="
-_SAMPLE_STEP = re.compile(r"^=== step (\d+), ", re.MULTILINE)
+_SAMPLE_STEP = re.compile(rb"^=== step (\d+), ", re.MULTILINE)
 
 
 class Record:
@@ -20,7 +20,7 @@ class Record:
         self._samples = workdir / SAMPLES
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         write_text(self._metrics, "".join(dumps(line) + "\n" for line in kept))
-        write_text(self._samples, _samples_until(self._samples, step))
+        write_bytes(self._samples, _samples_until(self._samples, step))
         self._events = _event_writer(workdir, purge_step=step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; one that a crash cut short is left out."""
     path = workdir / METRICS
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_bytes().splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(text))
         except ValueError:
@@ -52,15 +52,16 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _samples_until(path: Path, step: int) -> str:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+def _samples_until(path: Path, step: int) -> bytes:
+    """Bytes, because a crash may have cut the text inside a character."""
+    text = path.read_bytes() if path.exists() else b""
     later = (match.start() for match in _SAMPLE_STEP.finditer(text) if int(match[1]) > step)
     return text[: next(later, len(text))]
 
 
 def _append(path: Path, text: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    with path.open("ab") as file:
+        file.write(text.encode())
 
 
 def _event_writer(workdir: Path, purge_step: int) -> Any:

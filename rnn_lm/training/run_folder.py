@@ -1,7 +1,10 @@
 """The folder of a run: which files it has, whose it is, and the trained model in it."""
 
+import fcntl
 import json
-from contextlib import closing
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from ml_collections import ConfigDict
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
-from rnn_lm.files import write_json
+from rnn_lm.files import temporary_name, write_json
 from rnn_lm.keys import named_key
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
@@ -43,51 +46,74 @@ def make_model(config: ConfigDict, vocab_size: int) -> RNNLM:
     )
 
 
-def claim(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
-    """Makes `workdir` the folder of this run: new, or the same run's from before.
-
-    Raises:
-      UserError: where the folder holds anything else; then it is left as it is.
-    """
+def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
+    """Raises UserError where `workdir` cannot be the folder of this run: it is to be absent, empty, or this run's."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a folder, such as {_free(workdir)}")
-    if not (workdir / CONFIG).exists() and workdir.is_dir() and any(workdir.iterdir()):
-        raise UserError(
-            f"--workdir={workdir} holds other things than a run; give a free folder, such as {_free(workdir)}"
-        )
     if (workdir / CONFIG).exists():
-        theirs = _read_json(workdir / CONFIG)
-        different = _differences(theirs, config, corpus)
-        if different:
+        if different := _differences(workdir, config, corpus):
             raise UserError(
                 f"--workdir={workdir} belongs to another config: {'; '.join(different)}; "
                 f"give a free folder, such as --workdir={_free(workdir)}"
             )
+    elif workdir.is_dir() and set(workdir.iterdir()) - {temporary_name(workdir / CONFIG)}:
+        raise UserError(
+            f"--workdir={workdir} holds other things than a run; give a free folder, such as --workdir={_free(workdir)}"
+        )
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Makes the folder, if need be, and keeps other processes from training in it meanwhile.
+
+    A folder that is still empty in the end is taken away again.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    handle = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is training in --workdir={workdir}; wait or give another") from error
+        try:
+            yield
+        finally:
+            if not any(workdir.iterdir()):
+                workdir.rmdir()
+    finally:
+        os.close(handle)  # which unlocks
+
+
+def write_identity(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
+    """What the folder's run is, `config.json` and `vocabulary.json`; and that it has not finished."""
     resolved = config.to_dict()
     resolved["corpus"]["sha256"] = corpus.sha256
-    write_json(workdir / CONFIG, resolved)
+    if config.corpus.path:  # so that it is found from any folder
+        resolved["corpus"]["path"] = os.path.abspath(os.path.expanduser(config.corpus.path))
     write_json(workdir / VOCABULARY, corpus.vocabulary.to_json())
+    write_json(workdir / CONFIG, resolved)
+    (workdir / SUMMARY).unlink(missing_ok=True)
 
 
-def _differences(theirs: dict[str, Any], config: ConfigDict, corpus: Corpus) -> list[str]:
+def _differences(workdir: Path, config: ConfigDict, corpus: Corpus) -> list[str]:
     """Fields in which the folder's config differs from this one, the corpus being what its text is."""
-    sha256 = theirs.get("corpus", {}).pop("sha256", None)
-    old = complete_config(theirs)
+    old, sha256 = read_config(workdir)
     ignored = {"corpus.source", "corpus.path", *MAY_CHANGE}
     if config.optimizer.schedule == "plateau":
         ignored.discard("eval_every")  # the schedule counts evaluations
     pairs = {name: (get_field(old, name), get_field(config, name)) for name in FIELDS if name not in ignored}
     different = [f"{name} is {a!r} there, {b!r} here" for name, (a, b) in pairs.items() if a != b]
     if sha256 != corpus.sha256:
-        different.append(f"the text has SHA-256 {str(sha256)[:12]}… there, {corpus.sha256[:12]}… here")
+        different.append(f"the text has SHA-256 {sha256[:12]}… there, {corpus.sha256[:12]}… here")
     return different
 
 
 def _free(workdir: Path) -> Path:
-    number = 2
-    while (free := workdir.with_name(f"{workdir.name}-{number}")).exists():
+    """The next name that is not taken."""
+    name, number = workdir.resolve().name or "run", 2
+    while (free := workdir.resolve().parent / f"{name}-{number}").exists():
         number += 1
-    return free
+    return free if workdir.is_absolute() else Path(os.path.relpath(free))
 
 
 def read_config(workdir: Path) -> tuple[ConfigDict, str]:
@@ -99,8 +125,11 @@ def read_config(workdir: Path) -> tuple[ConfigDict, str]:
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir={workdir} holds no run ({CONFIG} is not there); train one with --config first")
     value = _read_json(workdir / CONFIG)
-    sha256 = value.get("corpus", {}).pop("sha256", "")
-    return complete_config(value), sha256
+    try:
+        sha256 = value["corpus"].pop("sha256")
+        return complete_config(value), sha256
+    except (KeyError, TypeError, AttributeError, UserError) as error:
+        raise UserError(f"{workdir / CONFIG} is not the config of a run; give another --workdir") from error
 
 
 def load(workdir: str | Path) -> tuple[RNNLM, Vocabulary]:
@@ -121,16 +150,14 @@ def load(workdir: str | Path) -> tuple[RNNLM, Vocabulary]:
 def load_checkpoint(workdir: Path, config: ConfigDict, vocab_size: int) -> tuple[RNNLM, int, int]:
     """The model of a run's best checkpoint (the latest, where none was evaluated), its step and the latest's step."""
     with closing(Checkpoints(workdir / CHECKPOINTS, read_only=True)) as checkpoints:
-        latest = checkpoints.latest_step()
-        if latest is None:
+        steps = checkpoints.steps()
+        if not steps:
             raise UserError(f"--workdir={workdir} has no checkpoint yet; train it for longer")
-        arrays, notes = checkpoints.restore(latest)
-        best = notes["best"]["step"] or latest
-        if best != latest:
-            arrays, _ = checkpoints.restore(best)
+        best = checkpoints.best_step()
+        arrays, _ = checkpoints.restore(best)
     model = nnx.eval_shape(partial(make_model, config, vocab_size))  # no weights to draw: they are in the checkpoint
     nnx.update(model, fill_tree({"params": nnx.state(model, nnx.Param)}, arrays)["params"])
-    return model, best, latest
+    return model, best, steps[-1]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -19,16 +19,21 @@ from rnn_lm.training.optimizers import Numbers, learning_rate, make_optimizer
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Sums:
-    """What the next train line will be the mean of."""
+class Means:
+    """The next train line: means over the steps since the last one."""
 
     nll: Float[Array, ""]
     grad_norm: Float[Array, ""]
     steps: Int[Array, ""]
 
     @classmethod
-    def zero(cls) -> "Sums":
+    def none(cls) -> "Means":
         return cls(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+
+    def add(self, nll: Float[Array, ""], grad_norm: Float[Array, ""]) -> "Means":
+        """One step more. A running mean keeps its precision over any number of steps; a sum would not."""
+        steps = self.steps + 1
+        return Means(self.nll + (nll - self.nll) / steps, self.grad_norm + (grad_norm - self.grad_norm) / steps, steps)
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +45,7 @@ class TrainState:
     opt_state: Any
     carry: Any  # the recurrent state at the end of the last window
     step: Int[Array, ""]  # completed updates; the position in the data too
-    sums: Sums
+    means: Means
     finite: Bool[Array, ""]  # False once a loss or a gradient was not
 
     @classmethod
@@ -48,7 +53,7 @@ class TrainState:
         params = nnx.state(model, nnx.Param)
         zeros = dict.fromkeys(("clip_norm", "weight_decay", "momentum"), jnp.float32(0))
         opt_state = make_optimizer(optimizer, zeros, jnp.float32(0)).init(params)
-        return cls(params, opt_state, model.initialize_carry(batch_size), jnp.int32(0), Sums.zero(), jnp.bool_(True))
+        return cls(params, opt_state, model.initialize_carry(batch_size), jnp.int32(0), Means.none(), jnp.bool_(True))
 
 
 @partial(jax.jit, static_argnames=("graphdef", "optimizer", "schedule"), donate_argnames="state")
@@ -68,10 +73,12 @@ def train_steps(
         carry, logits = nnx.merge(graphdef, params)(carry, inputs)
         return cross_entropy(logits, labels).mean(), carry
 
+    initial = nnx.merge(graphdef, state.params).initialize_carry(batches.batch_size)
+
     def one_step(state: TrainState) -> TrainState:
         inputs, labels, restart = batches(state.step)
         # Where segments meet: the state goes on (or starts anew with the epoch), the gradient stops.
-        carry = jax.tree.map(lambda h: jax.lax.stop_gradient(jnp.where(restart, 0, h)), state.carry)
+        carry = jax.tree.map(lambda new, h: jax.lax.stop_gradient(jnp.where(restart, new, h)), initial, state.carry)
         (nll, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, carry, inputs, labels)
         grad_norm = optax.tree.norm(grads)
         rate = learning_rate(schedule, numbers, state.step)
@@ -81,11 +88,11 @@ def train_steps(
             opt_state=opt_state,
             carry=carry,
             step=state.step + 1,
-            sums=Sums(state.sums.nll + nll, state.sums.grad_norm + grad_norm, state.sums.steps + 1),
+            means=state.means.add(nll, grad_norm),
             finite=jnp.isfinite(nll) & jnp.isfinite(grad_norm),
         )
 
     state = jax.lax.while_loop(lambda s: (s.step < until) & s.finite, one_step, state)
     last_rate = learning_rate(schedule, numbers, state.step - 1)
-    report = {"step": state.step, "sums": state.sums, "finite": state.finite, "learning_rate": last_rate}
+    report = {"step": state.step, "means": state.means, "finite": state.finite, "learning_rate": last_rate}
     return state, report

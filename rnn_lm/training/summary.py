@@ -28,7 +28,7 @@ def write_summary(
     *,
     seconds_to_first_step: float | None,
     tokens_per_second: float | None,
-) -> dict[str, Any]:
+) -> None:
     """Scores the best checkpoint on the whole of the validation and test text; writes the summary and the picture."""
     print("scoring the best checkpoint on the whole validation and test text …", file=sys.stderr, flush=True)
     model, best_step, steps = load_checkpoint(workdir, config, len(corpus.vocabulary))
@@ -52,7 +52,8 @@ def write_summary(
         },
     }
     train_lines = [line for line in read_metrics(workdir) if line["split"] == "train"]
-    summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}
+    if train_lines:
+        summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}
     for name, split in [("valid", corpus.valid), ("test", corpus.test)]:
         if split.tokens:
             result = evaluate(model, split.ids)
@@ -61,7 +62,6 @@ def write_summary(
     _draw(workdir, summary)
     summary["wall_seconds"] = time.perf_counter() - rnn_lm.STARTED
     write_json(workdir / SUMMARY, summary)
-    return summary
 
 
 def _baselines(corpus: Corpus, split: Split) -> dict[str, Any]:

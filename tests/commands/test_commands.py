@@ -19,7 +19,7 @@ from tests.reference import forward, nats, numpy_params
 ROOT = Path(rnn_lm.__file__).parents[1]
 CHAR = str(ROOT / "experiments" / "char.py")
 SMALL = (
-    "from rnn_lm.training.config import complete_config\n"
+    ""
     "def get_config():\n"
     "    return {{'batch_size': 4, 'segment_length': 8, 'steps': {steps}, 'model': {{'num_hiddens': 16}},\n"
     "            'eval_every': 100, 'corpus': {{'path': {path!r}}}}}\n"
@@ -43,6 +43,7 @@ def cli(capsys):
     """Runs a command in this process: exit code, stdout, stderr."""
 
     def run(*arguments):
+        capsys.readouterr()  # what came before is not of this command
         code = main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
@@ -134,6 +135,10 @@ def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):
         (["generate", "--workdir=RUN", "--temperature=nan"], "--temperature is nan"),
         (["generate", "--workdir=RUN", "--top_p=1.5"], "--top_p is 1.5"),
         (["generate", "--workdir=RUN", "--seed=-1"], "--seed is -1"),
+        (["generate", "--workdir=RUN", "--prompt=a\udcff"], "is not UTF-8"),
+        (["generate", "--workdir=RUN", "--length=1000000", "--num_samples=1000"], "--length times --num_samples"),
+        (["evaluate", "--workdir=RUN", "--text="], "an empty name is no text"),
+        (["--config", CHAR, "--config.corpus.path=~nobody/x"], "no such file"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(cli, run_folder, tmp_path, monkeypatch, arguments, message):
@@ -167,6 +172,20 @@ def test_a_changed_text_or_a_damaged_run_is_one_line(cli, run_folder, tmp_path):
     shutil.copy(run_folder / "config.json", workdir)
     shutil.copy(run_folder / "vocabulary.json", workdir)
     assert "has no checkpoint yet" in cli("generate", "--workdir", workdir)[2]
+
+
+def test_a_summary_without_finite_numbers_can_be_shown(cli, experiment, tmp_path):
+    settings = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e5", "--config.optimizer.clip_norm=0"]
+    command = ["--config", experiment(3), "--workdir", tmp_path / "run", *settings]
+    code, out, _ = cli(*command)
+    assert code == 0 and " infinite " in out
+    assert cli(*command) == (0, out, "")
+
+
+def test_running_out_of_memory_is_one_line_and_leaves_nothing_behind(cli, experiment, tmp_path):
+    code, out, err = cli("--config", experiment(3), "--config.model.num_hiddens=3000000", "--workdir", tmp_path / "run")
+    assert (code, out) == (2, "") and err.splitlines()[-1].startswith("error: out of memory")
+    assert not (tmp_path / "run").exists()
 
 
 def test_divergence_exits_with_3(cli, experiment, tmp_path):
@@ -206,7 +225,19 @@ def test_a_signal_to_the_process_saves_and_exits(tmp_path, experiment, signum, c
     assert len(list((workdir / "checkpoints").iterdir())) >= 1
 
 
+def shell(command):
+    return subprocess.run(
+        command.replace("RUN", f"{sys.executable} {ROOT}/run.py"), shell=True, capture_output=True, text=True
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here to stand for a full disk")
+def test_results_that_cannot_be_written_are_an_error():
+    done = shell("RUN --help > /dev/full")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "error: " in done.stderr
+
+
 def test_a_reader_that_leaves_early_is_no_error(run_folder):
-    command = f"{sys.executable} {ROOT}/run.py generate --workdir={run_folder} --length=100000 | head -c 10"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert shell("RUN --help | true").stderr == ""
+    done = shell(f"RUN generate --workdir={run_folder} --length=100000 | head -c 10")
     assert len(done.stdout) == 10 and done.stderr == ""

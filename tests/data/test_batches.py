@@ -81,11 +81,11 @@ def test_a_shuffle_looks_random():
 
 @pytest.mark.parametrize("size", [0, 1, 16])
 def test_too_short_a_text_is_refused(size):
-    with pytest.raises(ValueError, match="too few for one minibatch: 3 windows of 4 take 17"):
+    with pytest.raises(ValueError, match="one minibatch of 3 windows of 4 takes 17"):
         make(np.arange(size), 3, 4)
     assert make(np.arange(17), 3, 4).steps_per_epoch == 1
 
 
 def test_an_unknown_partition_is_refused():
-    with pytest.raises(ValueError, match="'serial'; it is one of sequential, random"):
+    with pytest.raises(ValueError, match="unknown partition 'serial'; did you mean 'sequential'"):
         make(np.arange(99), 2, 3, "serial")

@@ -1,4 +1,5 @@
 import hashlib
+import http.client
 import io
 import urllib.request
 from pathlib import Path
@@ -81,8 +82,20 @@ def test_texts_that_will_not_do(tmp_path, content, message):
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match="the folder holds no file"):
+    with pytest.raises(UserError, match="no file in it"):
         load(tmp_path)
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match="all files in it are empty"):
+        load(tmp_path)
+
+
+def test_empty_files_in_a_folder_and_byte_order_marks_do_not_count(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n")
+    (tmp_path / "b.txt").touch()
+    (tmp_path / "c.txt").write_text("two")
+    assert read_files(str(tmp_path)) == "one\r\n\ntwo"
+    with pytest.raises(UserError, match="an empty name"):
+        read_files("")
 
 
 def test_unknown_sources_are_answered_with_the_nearest():
@@ -128,9 +141,10 @@ def test_a_download_is_checked_and_cached(tmp_path, monkeypatch):
     assert read_source("time_machine") == content.decode()
 
 
-def test_without_a_network_the_error_says_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("no route to host"), http.client.IncompleteRead(b"abc", 997)])
+def test_without_a_network_the_error_says_what_to_do(tmp_path, monkeypatch, error):
     def urlopen(url, timeout):
-        raise OSError("no route to host")
+        raise error
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)

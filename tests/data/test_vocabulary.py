@@ -75,6 +75,13 @@ def test_a_prompt_is_kept_as_it_was_typed(kind, expected):
     assert vocabulary.continue_text("Qü", vocabulary.encode(" to be")) == expected
 
 
+@pytest.mark.parametrize("prompt", ["to be", "to be ", "to be\n\n", "be\t"])
+def test_words_go_on_after_a_blank_of_the_prompt(prompt):
+    vocabulary = make("to be or not to be\n", "word")
+    expected = prompt + ("" if prompt[-1].isspace() else " ") + "or not"
+    assert vocabulary.continue_text(prompt, vocabulary.encode("or not")) == expected
+
+
 def test_unknown_kinds_are_refused():
     with pytest.raises(UserError, match="unknown corpus.tokens 'chars'; did you mean 'char'"):
         tokenize("text", "chars", "none")

@@ -61,6 +61,22 @@ def test_figures():
     assert figures(1e9, 1.0)["perplexity"] == math.inf
 
 
+def test_a_large_vocabulary_does_not_take_memory_without_bound(ids, monkeypatch):
+    sizes = []
+    original = module._score
+
+    def score(graphdef, params, carry, inputs, labels, valid):
+        sizes.append(inputs.size)
+        return original(graphdef, params, carry, inputs, labels, valid)
+
+    monkeypatch.setattr(module, "_score", score)
+    monkeypatch.setattr(module, "MAX_LOGITS", 60)
+    model = RNNLM(6, 8, rngs=nnx.Rngs(0))
+    evaluate(model, ids)
+    evaluate(model, ids, reset_every=3)
+    assert max(sizes) * 6 <= 60
+
+
 def test_one_token_is_too_few(model):
     with pytest.raises(ValueError, match="at least 2"):
         evaluate(model, np.array([3]))

@@ -53,6 +53,15 @@ def test_frequencies_are_the_models_probabilities(model):
     assert (np.abs(counts - 4000 * p) < 5.5 * np.sqrt(4000 * p * (1 - p))).all()
 
 
+def test_each_position_has_randomness_of_its_own():
+    """A model without weights draws independent tokens: each of the 5 repeats the one before it in a fifth of cases."""
+    model = RNNLM(6, 8, rngs=nnx.Rngs(0))
+    model.w_hq[...] *= 0
+    drawn = draw(model, 4000)[0]
+    repeats = (drawn[1:] == drawn[:-1]).mean()
+    assert abs(repeats - 1 / 5) < 5.5 * np.sqrt(1 / 5 * 4 / 5 / 4000)
+
+
 def test_the_same_seed_gives_the_same_text_and_more_samples_leave_the_first_alone(model):
     np.testing.assert_array_equal(draw(model), draw(model))
     assert (draw(model, seed=2) != draw(model)).any()
@@ -71,3 +80,6 @@ def test_top_k_and_top_p():
     assert kept(0, 0.75) == [1, 2, 3]
     assert kept(0, 0.01) == kept(1, 1.0) == [1]
     assert kept(1, 0.9) == [1]
+    logits = jnp.zeros((1, 5))  # ties: no more than were asked for
+    assert kept(2, 1.0) == [0, 1]
+    assert kept(0, 0.5) == [0, 1, 2]

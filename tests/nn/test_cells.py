@@ -66,6 +66,12 @@ def test_bfloat16_products_keep_a_float32_carry():
     assert 0 < np.abs(h - h_exact).max() < 0.03
 
 
+def test_ids_and_one_hot_vectors_agree_in_bfloat16_too():
+    cell = ElmanCell(3, 5, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    ids = jnp.array([0, 2, 1])
+    np.testing.assert_array_equal(cell.project(ids), cell.project(jax.nn.one_hot(ids, 3)))
+
+
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ValueError, match="'tan'; it is one of tanh, relu"):
         ElmanCell(3, 5, rngs=nnx.Rngs(0), activation="tan")

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import jax
@@ -32,7 +33,7 @@ def test_the_three_latest_and_the_best_are_kept(folder):
 
 def test_what_was_saved_comes_back(folder):
     checkpoints = Checkpoints(folder)
-    arrays, notes = checkpoints.restore(checkpoints.latest_step())
+    arrays, notes = checkpoints.restore(checkpoints.steps()[-1])
     checkpoints.close()
     assert notes["best"]["step"] == 20
     assert set(arrays) == {"w", "nested.count", "nested.flag"}
@@ -43,11 +44,26 @@ def test_what_was_saved_comes_back(folder):
 
 def test_the_best_stays_when_saving_goes_on_later(folder):
     checkpoints = Checkpoints(folder)
-    checkpoints.restore(60)
     for step in (70, 80, 90):
         checkpoints.save(step, tree(step), {"best": {"step": 20}})
     checkpoints.close()
     assert sorted(int(path.name) for path in folder.iterdir()) == [20, 70, 80, 90]
+
+
+def test_without_the_best_the_latest_takes_its_place(folder):
+    shutil.rmtree(folder / "20")
+    checkpoints = Checkpoints(folder, read_only=True)
+    assert checkpoints.best_step() == 60
+    checkpoints.close()
+
+
+def test_what_cannot_be_written_is_told(folder, monkeypatch):
+    checkpoints = Checkpoints(folder)
+    shutil.rmtree(folder)
+    folder.write_text("a file in the way")
+    with pytest.raises(UserError, match="a checkpoint cannot be written"):
+        checkpoints.save(70, tree(70), {"best": {"step": 70}})
+        checkpoints.close()
 
 
 def files(folder: Path):

@@ -6,12 +6,15 @@ import signal
 import numpy as np
 import pytest
 
+from rnn_lm.data.corpus import load_corpus
 from rnn_lm.errors import Diverged, UserError
+from rnn_lm.inference.evaluate import evaluate
 from rnn_lm.interrupts import Stopped
 from rnn_lm.training import loop as module
 from rnn_lm.training.checkpoints import Checkpoints
 from rnn_lm.training.loop import train
 from rnn_lm.training.metrics import read_metrics
+from rnn_lm.training.run_folder import load, locked
 from tests.conftest import make_text, small_config
 
 
@@ -22,7 +25,7 @@ def numbers(workdir):
 
 def final_arrays(workdir):
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    arrays, _ = checkpoints.restore(checkpoints.latest_step())
+    arrays, _ = checkpoints.restore(checkpoints.steps()[-1])
     checkpoints.close()
     return arrays
 
@@ -137,6 +140,43 @@ def test_the_best_checkpoint_is_what_a_run_ends_with(tmp_path, text_file):
     assert summary["best_step"] in kept and 100 in kept and len(kept) <= 4
 
 
+def test_a_signal_while_the_last_files_are_written_is_not_lost(tmp_path, text_file, monkeypatch):
+    def close(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    original = module.Trainer.close
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Trainer, "close", close)
+        with pytest.raises(Stopped):
+            train(small_config(text_file, steps=5), tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert train(small_config(text_file, steps=5), tmp_path / "run")["steps"] == 5
+
+
+def test_validation_lines_are_what_evaluate_says(tmp_path, text_file):
+    config = small_config(text_file, steps=20, eval_tokens=320)
+    train(config, tmp_path / "run")
+    model, vocabulary = load(tmp_path / "run")
+    corpus = load_corpus(**config.corpus)
+    expected = evaluate(model, corpus.valid.ids[:321], reset_every=10).nll  # 32 streams of 10
+    assert read_metrics(tmp_path / "run")[-1]["nll"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("where", ["parameter", "validation loss"])
+def test_nothing_that_is_not_finite_is_saved(tmp_path, text_file, monkeypatch, where):
+    def ruin(self, step):
+        self.state.params.w_hq[...] = self.state.params.w_hq[...].at[0, 0].set(np.nan)
+        return original(self, step)
+
+    name = {"parameter": "_save", "validation loss": "_evaluate"}[where]
+    original = getattr(module.Trainer, name)
+    monkeypatch.setattr(module.Trainer, name, ruin)
+    with pytest.raises(Diverged, match=f"{where} is not finite at step 20; nothing was saved yet"):
+        train(small_config(text_file), tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, text_file):
     config = small_config(text_file, optimizer__name="sgd", model__activation="relu", optimizer__clip_norm=0)
     config.optimizer.learning_rate = 1e9
@@ -184,7 +224,49 @@ def test_folders_that_are_no_runs_are_refused(tmp_path, text_file):
     assert train(small_config(text_file, steps=1), tmp_path / "empty")["steps"] == 1
 
 
+def test_a_run_that_cannot_go_on_stays_as_it_is(tmp_path, text_file, run_folder):
+    workdir = tmp_path / "run"
+    shutil.copytree(run_folder, workdir)
+    for path in (workdir / "checkpoints" / "60").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    before = {path: path.read_bytes() for path in workdir.rglob("*.*") if path.is_file()}
+    with pytest.raises(UserError, match="is damaged"):
+        train(small_config(text_file, steps=80), workdir)
+    (workdir / "summary.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "60")
+    with pytest.raises(UserError, match="is at step 50 already; give --config.steps of at least that"):
+        train(small_config(text_file, steps=30), workdir)
+    assert before == before | {path: path.read_bytes() for path in before if path.exists()}
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, text_file):
+    with locked(tmp_path / "run"):
+        with pytest.raises(UserError, match="another process is training"):
+            train(small_config(text_file), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # nor is anything left
+
+
+def test_the_suggested_folder_is_free_whatever_the_name(tmp_path, text_file, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "x").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", "../here", str(tmp_path / "here")):
+        with pytest.raises(UserError, match=r"here-2\Z"):
+            train(small_config(text_file), name)
+    with pytest.raises(UserError, match="such as --workdir=.*run-2"):
+        train(small_config(text_file), "/")
+
+
+def test_a_foreign_config_json_is_no_run(tmp_path, text_file):
+    for content in ('{"architectures": ["GPT2"]}', '{"corpus": "wiki"}', "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match="config.json"):
+            train(small_config(text_file), tmp_path)
+        assert (tmp_path / "config.json").read_text() == content
+
+
 def test_a_text_too_short_for_a_minibatch_leaves_nothing_behind(tmp_path, text_file):
-    with pytest.raises(UserError, match="the training part is too short.*smaller --config.batch_size"):
+    with pytest.raises(UserError, match="takes 80009; give a longer text, or a smaller batch_size"):
         train(small_config(text_file, batch_size=10_000), tmp_path / "run")
     assert not (tmp_path / "run").exists()
