@@ -58,12 +58,15 @@ def test_without_the_best_the_latest_takes_its_place(folder):
 
 
 def test_what_cannot_be_written_is_told(folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
     checkpoints = Checkpoints(folder)
-    shutil.rmtree(folder)
-    folder.write_text("a file in the way")
-    with pytest.raises(UserError, match="a checkpoint cannot be written"):
-        checkpoints.save(70, tree(70), {"best": {"step": 70}})
-        checkpoints.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", full)
+        with pytest.raises(UserError, match="a checkpoint cannot be written: No space left on device"):
+            checkpoints.save(70, tree(70), {"best": {"step": 70}})
+    checkpoints.close()
 
 
 def files(folder: Path):
