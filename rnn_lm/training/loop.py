@@ -166,7 +166,7 @@ class Trainer:
         self._line_steps, self._line_seconds = 0, 0.0  # the same since the last train line
 
     def run(self, stop: Pending) -> None:
-        """Trains to the last step.
+        """Trains to the last step, or until a signal has come; then the state is saved.
 
         The host works on the report of one dispatch while the device runs the next, so nothing waits for Python
         except where the state itself is needed: to evaluate and to save.
@@ -191,9 +191,7 @@ class Trainer:
                 if saving or better or stop.signum:
                     self._save(step)
                 if stop.signum:
-                    raise Stopped(
-                        stop.signum, f"stopped at step {step}, which is saved; the same command goes on from there"
-                    )
+                    return
 
     def close(self) -> None:
         """Waits for the files that are still being written."""
@@ -228,20 +226,22 @@ class Trainer:
         """Waits for a dispatch and logs it. Returns how many steps the next one should have."""
         report = jax.device_get(report)
         seconds, step = time.perf_counter() - launched, int(report["step"])
-        if self.seconds_to_first_step is None:
+        first = self.seconds_to_first_step is None
+        if first:
             self.seconds_to_first_step = time.perf_counter() - rnn_lm.STARTED
         else:
             self.busy_seconds += seconds
             self._line_steps += step - start
             self._line_seconds += seconds
-            seconds_per_step = seconds / max(step - start, 1)
-            size = max(1, min(4 * size, int(DISPATCH_SECONDS / seconds_per_step)))
-            self.display.update(step, self._tokens(1) / seconds_per_step, seconds_per_step)
         if not report["finite"] or self._due(step, self.config.log_every):
             self._log_train(step, report)
         if not report["finite"]:
             raise self._diverged(step, "the loss or its gradient")
-        return size
+        if first:  # it compiled, so its time says nothing
+            return size
+        seconds_per_step = seconds / (step - start)
+        self.display.update(step, self._tokens(1) / seconds_per_step, seconds_per_step)
+        return max(1, min(4 * size, int(DISPATCH_SECONDS / seconds_per_step)))
 
     def _log_train(self, step: int, report: Any) -> None:
         line: dict[str, Any] = {"step": step, "tokens": self._tokens(step), "split": "train"}
