@@ -5,6 +5,8 @@ nats per token, perplexity = exp(nll), bits_per_char counts characters of text. 
 with the state set back every --reset_every tokens.
 """
 
+import sys
+from functools import partial
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -27,6 +29,9 @@ def run(flags: FlagValues) -> str:
     workdir = Path(required(flags, "workdir", "runs/char"))
     if flags.reset_every < 1:
         raise UserError(f"--reset_every is {flags.reset_every}; it must be at least 1")
+
+    from rich.console import Console
+    from rich.progress import Progress
 
     from rnn_lm.commands.texts import check_known
     from rnn_lm.data.corpus import load_corpus, read_files, text_split
@@ -51,8 +56,10 @@ def run(flags: FlagValues) -> str:
         raise UserError(
             f"{source}: {len(split.ids)} tokens; at least 2 are needed. Another text can be given with --text=FILE"
         )
-    carried = evaluate(model, split.ids)
-    reset = evaluate(model, split.ids, reset_every=flags.reset_every)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("reading", total=2 * split.tokens)
+        carried = evaluate(model, split.ids, on_progress=partial(bar.advance, task))
+        reset = evaluate(model, split.ids, reset_every=flags.reset_every, on_progress=partial(bar.advance, task))
     ratio = split.tokens_per_character
     return dumps(
         {"text": source, "tokens": carried.tokens, "unknown": int((split.ids[1:] == 0).sum())}

@@ -1,9 +1,10 @@
 """How well a model predicts a text."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +45,14 @@ def figures(nll: float, tokens_per_character: float) -> dict[str, float]:
     return {"nll": nll, "perplexity": perplexity, "bits_per_char": nll / math.log(2) * tokens_per_character}
 
 
-def evaluate(model: RNNLM, ids: np.ndarray, *, reset_every: int = 0) -> Evaluation:
+def evaluate(
+    model: RNNLM, ids: np.ndarray, *, reset_every: int = 0, on_progress: Callable[[int], Any] = lambda tokens: None
+) -> Evaluation:
     """Scores every token of ids [N] but the first, N − 1 of them, each once.
 
     The state starts from its initial value and is carried through the text as one stream, or, where `reset_every` is
-    not 0, starts anew with each `reset_every` tokens; such windows are computed side by side.
+    not 0, starts anew with each `reset_every` tokens; such windows are computed side by side. `on_progress` is told
+    how many more tokens are done.
     """
     if len(ids) < 2:
         raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
@@ -64,7 +68,9 @@ def evaluate(model: RNNLM, ids: np.ndarray, *, reset_every: int = 0) -> Evaluati
             chunk = [np.pad(a, ((0, max(0, start + steps - length)), (0, 0)))[start : start + steps]
                      for a in (inputs, labels, valid)]  # fmt: skip
             carry, nats, max_abs_h = _score(graphdef, params, carry, *chunk)
-            total += Evaluation(float(np.asarray(nats, np.float64).sum()), int(chunk[2].sum()), float(max_abs_h))
+            part = Evaluation(float(np.asarray(nats, np.float64).sum()), int(chunk[2].sum()), float(max_abs_h))
+            on_progress(part.tokens)
+            total += part
     return total
 
 

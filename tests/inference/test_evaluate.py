@@ -38,7 +38,9 @@ def reference(model, ids, every):
 def test_each_token_but_the_first_is_scored_once(model, ids, every, limits, monkeypatch):
     monkeypatch.setattr(module, "MAX_WINDOWS", limits[0])
     monkeypatch.setattr(module, "MAX_LOGITS", limits[1])
-    result = evaluate(model, ids, reset_every=every)
+    done = []
+    result = evaluate(model, ids, reset_every=every, on_progress=done.append)
+    assert sum(done) == 100
     expected, largest = reference(model, ids, every or len(ids))
     assert result.tokens == len(expected) == 100
     assert result.nats == pytest.approx(expected.sum(), rel=1e-5)
