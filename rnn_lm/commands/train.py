@@ -36,6 +36,7 @@ def describe(summary: dict[str, Any], workdir: Path) -> str:
     """A finished run in words that a newcomer understands."""
     name = "test" if "test" in summary else "valid"
     result, baselines, corpus = summary[name], summary["baselines"], summary["corpus"]
+    text = {"test": "test", "valid": "validation"}[name]
     rows = [
         (f"guessing among all {corpus['vocab_size']} tokens (uniform)", baselines["uniform"]),
         ("knowing how frequent each token is (unigram)", baselines["unigram"]),
@@ -50,7 +51,7 @@ def describe(summary: dict[str, Any], workdir: Path) -> str:
     return f"""
 Finished: {summary["steps"]:,} steps, {summary["tokens"]:,} tokens of {corpus["source"]}.
 
-How good is it? Measured on {result["tokens"]:,} tokens of the {name} text, which it never trained on, with
+How good is it? Measured on {result["tokens"]:,} tokens of the {text} text, which it never trained on, with
 {best}:
 
   {"":<48}{"perplexity":>12}{"bits per character":>22}
