@@ -45,7 +45,7 @@ def describe(summary: dict[str, Any], workdir: Path) -> str:
     table = "\n".join(
         f"  {what:<48}{_number(x['perplexity'], 2):>12}{_number(x['bits_per_char'], 3):>22}" for what, x in rows
     )
-    perplexity, in_training = _number(result["perplexity"], 1), _number(summary.get("train", {}).get("perplexity"), 1)
+    perplexity, in_training = _number(result["perplexity"], 1), _number(summary.get("train", {}).get("perplexity"), 2)
     folder = shlex.quote(str(workdir))
     best = f"the checkpoint of step {summary['best_step']:,}, the best on the validation text"
     return f"""

@@ -85,7 +85,7 @@ def _draw(workdir: Path, summary: dict[str, Any]) -> None:
         workdir / "plots" / "learning_curve.png",
         read_metrics(workdir),
         {f"{baseline} model": value["perplexity"] for baseline, value in baselines.items()},
-        f"After {summary['steps']:,} steps the {name} perplexity is {result['perplexity']:.2f} "
+        f"The best checkpoint, of step {summary['best_step']:,}, has {name} perplexity {result['perplexity']:.2f} "
         f"({result['bits_per_char']:.2f} bits per character); token frequencies alone give "
         f"{baselines['unigram']['perplexity']:.1f}.",
     )
