@@ -1,5 +1,6 @@
 """Flags, by absl: one `FlagValues` a verb, so that a mistake is one line and `--help` is ours."""
 
+import math
 import textwrap
 from types import ModuleType
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from rnn_lm.errors import UserError
-from rnn_lm.training.config import FIELDS, check_config, load_config, set_field
+from rnn_lm.training.config import FIELDS, Field, check_config, load_config, set_field
 
 FlagValues = absl_flags.FlagValues
 
@@ -77,9 +78,17 @@ def _help(flags: FlagValues, names: list[str], about: str, with_config: bool) ->
     if with_config:
         lines += ["", "Config fields, --config.FIELD=VALUE (each with the default that an experiment may change):"]
         for name, field in FIELDS.items():
-            choices = f" [{' | '.join(field.names)}]" if field.names else ""
-            lines += _entry(f"{name} (default {field.default!r})", field.help + choices)
+            lines += _entry(f"{name} (default {field.default!r})", field.help + _values(field))
     return "\n".join(lines)
+
+
+def _values(field: Field) -> str:
+    """What a field may be."""
+    if field.names:
+        return f" [{' | '.join(field.names)}]"
+    if isinstance(field.default, str):
+        return ""
+    return f" [{field.low:g} to {field.high:g}]" if field.high < math.inf else f" [at least {field.low:g}]"
 
 
 def _entry(title: str, text: str) -> list[str]:

@@ -45,27 +45,45 @@ def describe(summary: dict[str, Any], workdir: Path) -> str:
     table = "\n".join(
         f"  {what:<48}{_number(x['perplexity'], 2):>12}{_number(x['bits_per_char'], 3):>22}" for what, x in rows
     )
-    perplexity, in_training = _number(result["perplexity"], 1), _number(summary.get("train", {}).get("perplexity"), 2)
     folder = shlex.quote(str(workdir))
-    best = f"the checkpoint of step {summary['best_step']:,}, the best on the validation text"
     return f"""
 Finished: {summary["steps"]:,} steps, {summary["tokens"]:,} tokens of {corpus["source"]}.
 
 How good is it? Measured on {result["tokens"]:,} tokens of the {text} text, which it never trained on, with
-{best}:
+the checkpoint of step {summary["best_step"]:,}, the best on the validation text:
 
   {"":<48}{"perplexity":>12}{"bits per character":>22}
 {table}
 
-A perplexity of {perplexity} means that, asked for the next token, the model is as unsure as someone who
-chooses among {perplexity} equally likely ones. 1 would be perfect. On the text that it trained on last it was
-{in_training}; a number far below the one above means that it learned that text by heart.
+{_remarks(summary, result)}
 
 Files:    {workdir}/
             summary.json, metrics.jsonl, samples.txt, checkpoints/
             plots/learning_curve.png
 Try next: python run.py generate --workdir={folder} --length=500
           python run.py evaluate --workdir={folder}"""
+
+
+def _remarks(summary: dict[str, Any], result: dict[str, Any]) -> str:
+    """What the numbers mean."""
+    perplexity = _number(result["perplexity"], 1)
+    lines = [
+        f"A perplexity of {perplexity} means that, asked for the next token, the model is as unsure as someone who",
+        f"chooses among {perplexity} equally likely ones. 1 would be perfect.",
+    ]
+    in_training, unigram = summary.get("train", {}).get("perplexity"), summary["baselines"]["unigram"]["perplexity"]
+    if in_training is not None:
+        lines.append(f"On the text that it trained on last it was {in_training:.2f}.")
+        if result["perplexity"] is not None and in_training < 0.5 * result["perplexity"]:
+            lines.append("So much less means that it learned that text by heart: a longer text or fewer steps help.")
+    if result["perplexity"] is None or result["perplexity"] > unigram:
+        lines.append("It does not yet beat token frequencies: more steps or another learning rate help.")
+    if result["unknown"] > 0.01 * result["tokens"]:
+        share = result["unknown"] / result["tokens"]
+        lines.append(
+            f"{share:.0%} of these tokens are <unk>: its bits per character do not compare with other models'."
+        )
+    return "\n".join(lines)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -1,4 +1,4 @@
-"""New text from a model, token by token, in one compiled scan."""
+"""New text from a model, token by token, in a compiled scan."""
 
 from functools import partial
 
@@ -9,6 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from rnn_lm.nn.models import RNNLM
+
+CALL_STEPS = 2000  # tokens in one compiled call; between two of them a signal can end a long generation
 
 
 def generate(
@@ -36,8 +38,14 @@ def generate(
     """
     graphdef, params = nnx.split(model, nnx.Param)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_samples))
-    ids = jnp.asarray(prompt, jnp.int32)
-    return np.asarray(_generate(graphdef, params, ids, keys, temperature, length=length, top_k=top_k, top_p=top_p))
+    steps = min(length, CALL_STEPS)
+    draw = partial(_draw, graphdef, params, keys, temperature, steps=steps, top_k=top_k, top_p=top_p)
+    carry, logits = _read(graphdef, params, jnp.asarray(prompt, jnp.int32), num_samples=num_samples)
+    tokens = []
+    for start in range(0, length, steps):
+        (carry, logits), drawn = draw((carry, logits), start)
+        tokens.append(np.asarray(drawn))
+    return np.concatenate(tokens)[:length].T
 
 
 def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
@@ -57,21 +65,31 @@ def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Flo
     return jnp.where(keep, logits, -jnp.inf)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "length", "top_k", "top_p"))
-def _generate(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
-    prompt: Int[Array, " P"],
-    keys: Key[Array, " B"],
-    temperature: Float[Array, ""],
-    *,
-    length: int,
-    top_k: int,
-    top_p: float,
-) -> Int[Array, "B length"]:
+@partial(jax.jit, static_argnames=("graphdef", "num_samples"))
+def _read(
+    graphdef: nnx.GraphDef, params: nnx.State, prompt: Int[Array, " P"], *, num_samples: int
+) -> tuple[Float[Array, "B H"], Float[Array, "B V"]]:
+    """The state after the prompt and the logits of the next token, once for each sample."""
     model = nnx.merge(graphdef, params)
     carry, logits = model(model.initialize_carry(1), prompt[:, None])
-    carry, logits = jax.tree.map(lambda a: jnp.repeat(a, keys.shape[0], axis=0), (carry, logits[-1]))
+    return jax.tree.map(lambda a: jnp.repeat(a, num_samples, axis=0), (carry, logits[-1]))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "steps", "top_k", "top_p"))
+def _draw(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    keys: Key[Array, " B"],
+    temperature: Float[Array, ""] | float,
+    state: tuple[Float[Array, "B H"], Float[Array, "B V"]],
+    start: Int[Array, ""] | int,
+    *,
+    steps: int,
+    top_k: int,
+    top_p: float,
+) -> tuple[tuple[Float[Array, "B H"], Float[Array, "B V"]], Int[Array, "steps B"]]:
+    """Draws tokens number `start` to `start + steps` by one scan."""
+    model = nnx.merge(graphdef, params)
 
     def step(state, t):
         carry, logits = state
@@ -85,5 +103,4 @@ def _generate(
         carry, logits = model(carry, tokens[None])
         return (carry, logits[0]), tokens
 
-    _, tokens = jax.lax.scan(step, (carry, logits), jnp.arange(length))
-    return tokens.T
+    return jax.lax.scan(step, state, start + jnp.arange(steps))

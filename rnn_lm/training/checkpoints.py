@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from rnn_lm.errors import UserError
 
@@ -32,7 +33,10 @@ class Checkpoints:
             preservation_policy=self, read_only=read_only, create=not read_only, enable_async_checkpointing=True
         )
         self._best: int | None = None  # as of the last save
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(min(verbosity, logging.ERROR))  # it warns of read_only, which is what we want
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        logging.set_verbosity(verbosity)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax's `PreservationPolicy`: which of the checkpoints, in order of step, are to stay."""

@@ -40,7 +40,9 @@ FIELDS = {
     ),
     "log_every": Field(50, "steps between train lines of the log; 0: only at the end"),
     "eval_every": Field(500, "steps between evaluations and samples; 0: only at the end"),
-    "eval_tokens": Field(50_000, "tokens of the validation split that an evaluation reads; 0: all"),
+    "eval_tokens": Field(
+        50_000, "tokens of the validation split that an evaluation while training reads, in 32 parallel streams; 0: all"
+    ),
     "save_every": Field(1000, "steps between checkpoints; 0: only at the end and at each new best evaluation"),
     "corpus.source": Field(
         "shakespeare",
@@ -95,12 +97,13 @@ def load_config(path: str) -> ConfigDict:
         raise UserError(f"--config={path}: no such file; for example --config=experiments/char.py")
     try:
         names = runpy.run_path(path)
-        given = ConfigDict(names["get_config"]()).to_dict() if "get_config" in names else None
+        given = names["get_config"]() if "get_config" in names else None
     except (Exception, SystemExit) as error:
-        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
-    if given is None:
-        raise UserError(f"--config={path} does not define get_config(); experiments/char.py is an example")
-    return complete_config(given)
+        text = error.args[0] if error.args else ""  # str() of a KeyError would quote it
+        raise UserError(f"--config={path}: {type(error).__name__}: {text}") from error
+    if not isinstance(given, dict | ConfigDict):
+        raise UserError(f"--config={path} has no get_config() that returns a config; experiments/char.py is an example")
+    return complete_config(ConfigDict(given).to_dict())
 
 
 def complete_config(given: dict[str, Any]) -> ConfigDict:

@@ -1,6 +1,7 @@
 """Training: config → run folder. The compiled steps are in `step`; this is what the host does around them."""
 
 import os
+import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -67,6 +68,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     check_folder(workdir, config, corpus)
     summary = read_summary(workdir)
     if summary is not None and summary["steps"] >= config.steps:
+        print("this run has finished, nothing to do; a larger --config.steps continues it", file=sys.stderr)
         return summary
     with locked(workdir):
         with deferred_signals() as pending:

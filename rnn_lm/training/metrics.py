@@ -1,6 +1,7 @@
 """The record of a run: metrics.jsonl, TensorBoard events and samples.txt."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Record:
         _append(self._metrics, dumps(line) + "\n")
         if self._events is not None:
             for name, value in line.items():
-                if name not in ("step", "split") and value is not None:
+                if name not in ("step", "split") and value is not None and math.isfinite(value):
                     self._events.add_scalar(f"{line['split']}/{name}", value, line["step"])
 
     def write_sample(self, step: int, perplexity: float, text: str) -> None:

@@ -57,7 +57,10 @@ def write_summary(
     for name, split in [("valid", corpus.valid), ("test", corpus.test)]:
         if split.tokens:
             result = evaluate(model, split.ids)
-            summary[name] = figures(result.nll, split.tokens_per_character) | {"tokens": result.tokens}
+            summary[name] = figures(result.nll, split.tokens_per_character) | {
+                "tokens": result.tokens,
+                "unknown": int((split.ids[1:] == 0).sum()),
+            }
     summary["baselines"] = _baselines(corpus, corpus.test if "test" in summary else corpus.valid)
     _draw(workdir, summary)
     summary["wall_seconds"] = time.perf_counter() - rnn_lm.STARTED

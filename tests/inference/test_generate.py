@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rnn_lm.inference import generate as module
 from rnn_lm.inference.generate import generate, keep_likeliest
 from rnn_lm.nn.models import RNNLM
 
@@ -26,6 +27,12 @@ def test_the_likeliest_tokens_are_those_of_the_forward_pass(model):
     text = np.concatenate([PROMPT, greedy])
     _, logits = model(model.initialize_carry(1), jnp.asarray(text[:-1, None], jnp.int32))
     np.testing.assert_array_equal(greedy, np.asarray(logits)[len(PROMPT) - 1 :, 0, 1:].argmax(-1) + 1)
+
+
+def test_a_long_text_is_drawn_in_several_calls(model, monkeypatch):
+    at_once = draw(model, 50, num_samples=2)
+    monkeypatch.setattr(module, "CALL_STEPS", 7)
+    np.testing.assert_array_equal(draw(model, 50, num_samples=2), at_once)
 
 
 def test_a_tiny_temperature_is_greedy_too(model):

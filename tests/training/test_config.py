@@ -110,7 +110,9 @@ def test_a_config_is_locked():
 @pytest.mark.parametrize(
     "source, message",
     [
-        ("x = 1", "does not define get_config"),
+        ("x = 1", "has no get_config"),
+        ("def get_config(): pass", "has no get_config.. that returns a config"),
+        ("def get_config(): return 3", "has no get_config.. that returns a config"),
         ("def get_config(): return {'stepz': 3}", "unknown config field 'stepz'; did you mean 'steps'"),
         ("def get_config(:", "SyntaxError"),
         ("import not_there", "ModuleNotFoundError"),
