@@ -78,8 +78,8 @@ def _remarks(summary: dict[str, Any], result: dict[str, Any]) -> str:
             lines.append("So much less means that it learned that text by heart: a longer text or fewer steps help.")
     if result["perplexity"] is None or result["perplexity"] > unigram:
         lines.append("It does not yet beat token frequencies: more steps or another learning rate help.")
-    if result["unknown"] > 0.01 * result["tokens"]:
-        share = result["unknown"] / result["tokens"]
+    share = result.get("unknown", 0) / result["tokens"]  # .get: an older run's summary may lack it
+    if share > 0.01:
         lines.append(
             f"{share:.0%} of these tokens are <unk>: its bits per character do not compare with other models'."
         )
