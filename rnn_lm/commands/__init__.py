@@ -48,8 +48,10 @@ def main(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> str:
     """What the command prints."""
     for argument in arguments:
-        if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
-            raise UserError(f"argument {argument!r} is not UTF-8")
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"argument {argument!r} is not UTF-8") from error
     if arguments and not arguments[0].startswith("-"):
         verb, arguments = arguments[0], arguments[1:]
         if verb not in VERBS:

@@ -62,7 +62,7 @@ def run(flags: FlagValues) -> str:
         reset = evaluate(model, split.ids, reset_every=flags.reset_every, on_progress=partial(bar.advance, task))
     ratio = split.tokens_per_character
     return dumps(
-        {"text": source, "tokens": carried.tokens, "unknown": int((split.ids[1:] == 0).sum())}
+        {"text": source, "tokens": carried.tokens, "unknown": split.unknown}
         | figures(carried.nll, ratio)
         | {"reset": {"every": flags.reset_every} | figures(reset.nll, ratio), "max_abs_h": carried.max_abs_h}
     )

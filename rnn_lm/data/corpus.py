@@ -47,6 +47,11 @@ class Split:
         return max(len(self.ids) - 1, 0)
 
     @property
+    def unknown(self) -> int:
+        """Scored tokens that the vocabulary lacks."""
+        return int((self.ids[1:] == 0).sum())
+
+    @property
     def tokens_per_character(self) -> float:
         return self.tokens / self.characters if self.characters else float("nan")
 

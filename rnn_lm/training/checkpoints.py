@@ -29,12 +29,12 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, read_only: bool = False):
         self.folder = folder
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self, read_only=read_only, create=not read_only, enable_async_checkpointing=True
-        )
         self._best: int | None = None  # as of the last save
         verbosity = logging.get_verbosity()
         logging.set_verbosity(min(verbosity, logging.ERROR))  # it warns of read_only, which is what we want
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self, read_only=read_only, create=not read_only, enable_async_checkpointing=True
+        )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         logging.set_verbosity(verbosity)
 

@@ -51,7 +51,8 @@ def write_summary(
             "test_tokens": len(corpus.test.ids),
         },
     }
-    train_lines = [line for line in read_metrics(workdir) if line["split"] == "train"]
+    lines = read_metrics(workdir)
+    train_lines = [line for line in lines if line["split"] == "train"]
     if train_lines:
         summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}
     for name, split in [("valid", corpus.valid), ("test", corpus.test)]:
@@ -59,10 +60,10 @@ def write_summary(
             result = evaluate(model, split.ids)
             summary[name] = figures(result.nll, split.tokens_per_character) | {
                 "tokens": result.tokens,
-                "unknown": int((split.ids[1:] == 0).sum()),
+                "unknown": split.unknown,
             }
     summary["baselines"] = _baselines(corpus, corpus.test if "test" in summary else corpus.valid)
-    _draw(workdir, summary)
+    _draw(workdir, lines, summary)
     summary["wall_seconds"] = time.perf_counter() - rnn_lm.STARTED
     write_json(workdir / SUMMARY, summary)
 
@@ -76,7 +77,7 @@ def _baselines(corpus: Corpus, split: Split) -> dict[str, Any]:
     return {name: figures(nll, split.tokens_per_character) for name, nll in nlls.items()}
 
 
-def _draw(workdir: Path, summary: dict[str, Any]) -> None:
+def _draw(workdir: Path, lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     try:
         from rnn_lm.plots import learning_curve
     except ImportError:
@@ -86,7 +87,7 @@ def _draw(workdir: Path, summary: dict[str, Any]) -> None:
     result, baselines = summary[name], summary["baselines"]
     learning_curve(
         workdir / "plots" / "learning_curve.png",
-        read_metrics(workdir),
+        lines,
         {f"{baseline} model": value["perplexity"] for baseline, value in baselines.items()},
         f"The best checkpoint, of step {summary['best_step']:,}, has {name} perplexity {result['perplexity']:.2f} "
         f"({result['bits_per_char']:.2f} bits per character); token frequencies alone give "
