@@ -13,7 +13,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ElmanCell": "rnn_lm.nn.cells",
+    "GRUCell": "rnn_lm.nn.cells",
+    "LSTMCell": "rnn_lm.nn.cells",
+    "LSTMState": "rnn_lm.nn.cells",
+    "Stack": "rnn_lm.nn.cells",
     "unroll": "rnn_lm.nn.recurrence",
+    "SegmentTruncation": "rnn_lm.nn.truncation",
     "RNNLM": "rnn_lm.nn.models",
     "cross_entropy": "rnn_lm.nn.losses",
     "Batches": "rnn_lm.data.batches",

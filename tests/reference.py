@@ -1,6 +1,27 @@
-"""The model in plain NumPy, one loop over t, gradients by hand: what the real one is compared with."""
+"""The cells and the model in plain NumPy, one loop over t: what the real ones are compared with."""
 
 import numpy as np
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def gru_step(p, h, x, *, reset_after):
+    (xr, xz, xn), (hr, hz, hn) = (np.split(z, 3, -1) for z in (x @ p["w_xh"] + p["b_h"], h @ p["w_hh"]))
+    r, z = sigmoid(xr + hr), sigmoid(xz + hz)
+    if reset_after:
+        n = np.tanh(xn + r * (hn + p["b_hn"]))
+    else:
+        n = np.tanh(xn + (r * h) @ np.split(p["w_hh"], 3, -1)[2])
+    return (1 - z) * n + z * h
+
+
+def lstm_step(p, state, x):
+    c, h = state
+    i, f, g, o = np.split(x @ p["w_xh"] + h @ p["w_hh"] + p["b_h"], 4, -1)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return c, sigmoid(o) * np.tanh(c)
 
 
 def forward(params, h, tokens):

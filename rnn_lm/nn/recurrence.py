@@ -1,25 +1,347 @@
-"""`unroll`: a cell run over time by one compiled scan."""
+"""`unroll`: a cell run over time by one compiled scan, with a backward pass of its own."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import jax
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
-from rnn_lm.nn.cells import ElmanCell
+from rnn_lm.nn.cells import Cell, Stack, dropped
+from rnn_lm.nn.truncation import SegmentTruncation, scale_gradient
+
+# What happens at each step besides the cell's own arithmetic, by name, all with a leading time axis; absent = nothing.
+Controls = dict[str, Array]  # "resets" [T, B], "passed" [T], "valid" [T, B]
 
 
 def unroll(
-    cell: ElmanCell,
-    carry: Float[Array, "B H"],
-    inputs: Float[Array, "T B D"] | Int[Array, "T B"],
-) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
+    cell: nnx.RNNCellBase,
+    carry: Any,
+    inputs: Float[Array, "T *batch D"] | Int[Array, "T *batch"],
+    *,
+    truncation: SegmentTruncation | None = None,
+    lengths: Int[Array, "*batch"] | None = None,
+    resets: Bool[Array, "T *batch"] | None = None,
+    reverse: bool = False,
+    remat: int | Literal["sqrt"] | None = None,
+    key: Array | None = None,
+    return_carries: bool = False,
+    backward: Literal["fused", "autodiff"] = "fused",
+) -> tuple[Any, Float[Array, "T *batch H"]]:
     """Runs `cell` over time-major `inputs` from the state `carry`: the state after the last step, and every output.
+
+    The three cells of this package (the GRU with its reset after the product) and stacks of them get the fused
+    backward pass: the scan back in time differentiates `gates` alone and stacks the adjoints, of which the gradient of
+    `w_hh` is one matrix product after the loop. Other cells are differentiated by JAX, through the same call.
 
     Gradients are full backpropagation through time within the window. To truncate it between windows, apply
     `jax.lax.stop_gradient` to the carry that goes from one to the next.
+
+    Args:
+      cell: any `flax.nnx.RNNCellBase`.
+      carry: the state before the first step, as `cell.initialize_carry` makes it.
+      inputs: vectors [T, B, D], or token ids [T, B], which stand for one-hot vectors.
+      truncation: where the gradient stops inside the window; None is nowhere.
+      lengths: of each sequence. Past its end the carry stays as it is, outputs are zero and inputs are not looked at.
+      resets: where True, the state is the initial one before that step.
+      reverse: from the last step (of each sequence) to the first; outputs stay where their inputs are.
+      remat: keep the states of every `remat`-th step only, and compute the rest again on the way back: less memory
+        for about a third more time. "sqrt" is √T.
+      key: None is evaluation; a key turns the dropout of a `Stack` on.
+      return_carries: return the state after every step, stacked [T, ...], in place of the last one.
+      backward: "autodiff" leaves all differentiation to JAX, which forward mode (`jax.jvp`, `jax.jacfwd`) needs.
+
+    Raises:
+      ValueError: where shapes do not go together, `lengths` or ids are out of range (unless traced), or an option has
+        a value it cannot have.
+      TypeError: where a dtype is not the one expected.
     """
-    projected = cell.project(inputs)  # needs no state: one product over T·B rows instead of T small ones
+    if isinstance(cell, Stack):
+        return _unroll_stack(
+            cell, carry, inputs, key, return_carries,
+            partial(unroll, truncation=truncation, lengths=lengths, resets=resets, reverse=reverse, remat=remat,
+                    return_carries=return_carries, backward=backward),
+        )  # fmt: skip
+    num_steps = inputs.shape[0] if inputs.ndim else 0
+    _check(cell, carry, inputs, lengths, resets, remat, backward)
+    controls: Controls = {}
+    if resets is not None:
+        controls["resets"] = resets
+    if truncation is not None:
+        controls["passed"] = truncation.passed(num_steps, reverse=reverse)
+    if lengths is not None:
+        valid = jnp.arange(num_steps).reshape(-1, *(1,) * lengths.ndim) < lengths
+        controls["valid"] = valid
+        # What stands in the padding, be it no number or no token, must not reach a gradient.
+        inputs = jnp.where(_unsqueeze(valid, inputs), inputs, jnp.zeros((), inputs.dtype))
+    if isinstance(cell, Cell) and jnp.issubdtype(inputs.dtype, jnp.integer) and _outside(inputs, cell.in_features):
+        raise ValueError(f"inputs: expected ids from 0 to {cell.in_features - 1}; got {inputs.min()} to {inputs.max()}")
 
-    def step(h, projected_t):
-        h = cell.gates(h, projected_t, cell.recur(h))
-        return h, h
+    scan: Callable = _fused_scan if backward == "fused" and isinstance(cell, Cell) and cell.separable else _plain_scan
+    graphdef, params = nnx.split(cell)
+    params, carry, inputs, controls = _alike((params, carry, inputs, controls))
 
-    return jax.lax.scan(step, carry, projected)
+    def run(params: Any, carry: Any, inputs: Array, controls: Controls) -> tuple[Any, Any, Array]:
+        return scan(nnx.merge(graphdef, params), carry, inputs, controls, reverse)
+
+    if remat is not None:
+        block = math.isqrt(num_steps - 1) + 1 if remat == "sqrt" else remat
+        last, carries, outputs = _in_blocks(run, block, params, carry, inputs, controls, reverse)
+    else:
+        last, carries, outputs = run(params, carry, inputs, controls)
+    if lengths is not None:
+        outputs = jnp.where(_unsqueeze(controls["valid"], outputs), outputs, jnp.zeros((), outputs.dtype))
+    return (carries if return_carries else last), outputs
+
+
+def _unroll_stack(
+    stack: Stack, carry: Any, inputs: Array, key: Array | None, return_carries: bool, unroll_layer: Callable
+) -> tuple[tuple, Array]:
+    if not isinstance(carry, tuple) or len(carry) != len(stack.cells):
+        raise ValueError(f"carry: expected a tuple of {len(stack.cells)} carries, one a layer; got {_described(carry)}")
+    carries, outputs = [], inputs
+    for layer, (cell, layer_carry) in enumerate(zip(stack.cells, carry, strict=True)):
+        if layer and key is not None:
+            outputs = dropped(outputs, stack.dropout, jax.random.fold_in(key, layer))
+        layer_carry, outputs = unroll_layer(cell, layer_carry, outputs)
+        carries.append(layer_carry)
+    return tuple(carries), outputs
+
+
+def _plain_scan(cell: Any, carry: Any, inputs: Array, controls: Controls, reverse: bool) -> tuple[Any, Any, Array]:
+    """The scan that JAX differentiates by itself. Returns the last carry, all carries and all outputs."""
+    initial = _initial_carry(cell, inputs) if "resets" in controls else None
+    hoisted = isinstance(cell, Cell)
+    xs = cell.project(inputs) if hoisted else inputs
+
+    def step(carry: Any, inputs: tuple[Array, Controls]) -> tuple[Any, tuple[Any, Array]]:
+        x, control = inputs
+        entered = _enter(carry, control, initial)
+        if hoisted:
+            new = cell.step(entered, x)
+            output = cell.output(new)
+        else:
+            new, output = cell(entered, x)
+        new = _keep(new, carry, control)
+        return new, (new, output)
+
+    last, (carries, outputs) = lax.scan(step, carry, (xs, controls), reverse=reverse)
+    return last, carries, outputs
+
+
+def _fused_scan(cell: Cell, carry: Any, inputs: Array, controls: Controls, reverse: bool) -> tuple[Any, Any, Array]:
+    """The scan with one recurrent product in each direction, and dW_hh as one product after the loop.
+
+    Returns the last carry, all carries and all outputs.
+    """
+    # The parameters that `gates` reads; the three others have their own ways through the engine.
+    is_elsewhere = lambda path, _: path[-1] in ("w_xh", "w_hh", "b_h")  # noqa: E731
+    graphdef, elsewhere, small = nnx.split(cell, is_elsewhere, ...)  # type: ignore[misc]
+    absent = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), elsewhere)
+
+    def finish(small: Any, carry: Any, entered: Any, projected: Array, recurrent: Array, control: Controls) -> Any:
+        new = nnx.merge(graphdef, absent, small).gates(entered, projected, recurrent)
+        return _keep(new, carry, control)
+
+    @jax.custom_vjp
+    def run(small: Any, w_hh: Array, carry: Any, projected: Array, initial: Any, controls: Controls) -> tuple:
+        def step(carry: Any, inputs: tuple[Array, Controls]) -> tuple[Any, Any]:
+            projected, control = inputs
+            entered = _enter(carry, control, initial)
+            new = finish(small, carry, entered, projected, cell.product(cell.output(entered), w_hh), control)
+            return new, new
+
+        return lax.scan(step, carry, (projected, controls), reverse=reverse)
+
+    def forward(small: Any, w_hh: Array, carry: Any, projected: Array, initial: Any, controls: Controls) -> tuple:
+        def step(carry: Any, inputs: tuple[Array, Controls]) -> tuple[Any, Any]:
+            projected, control = inputs
+            entered = _enter(carry, control, initial)
+            recurrent = cell.product(cell.output(entered), w_hh)
+            new = finish(small, carry, entered, projected, recurrent, control)
+            return new, (new, recurrent)
+
+        last, (carries, recurrent) = lax.scan(step, carry, (projected, controls), reverse=reverse)
+        return (last, carries), (small, w_hh, carry, carries, projected, recurrent, initial, controls)
+
+    def backward(saved: tuple, cotangents: tuple[Any, Any]) -> tuple:
+        small, w_hh, carry, carries, projected, recurrent, initial, controls = saved
+        d_last, d_carries = cotangents
+        befores = jax.tree.map(partial(_shifted, reverse=reverse), carry, carries)
+        one_adjoint = False
+
+        def step(state: tuple[Any, Any], inputs: tuple) -> tuple[tuple[Any, Any], tuple[Array, ...]]:
+            nonlocal one_adjoint
+            d_carry, d_small = state
+            d_new, before, projected, recurrent, control = inputs
+            d_new = jax.tree.map(jnp.add, d_carry, d_new)
+            entered, leave = jax.vjp(lambda c: _enter(c, control, initial), before)
+            _, of_gates = jax.vjp(partial(finish, control=control), small, before, entered, projected, recurrent)
+            d_small_t, d_before, d_entered, d_projected, d_recurrent = of_gates(d_new)
+            # Cells that add the two products hand back one and the same adjoint: it is stacked once.
+            one_adjoint = d_projected is d_recurrent
+            (d_from_output,) = jax.vjp(cell.output, entered)[1](_times_transposed(cell, d_recurrent, w_hh))
+            (d_through,) = leave(jax.tree.map(jnp.add, d_entered, d_from_output))
+            d_carry = jax.tree.map(jnp.add, d_before, d_through)
+            d_small = jax.tree.map(jnp.add, d_small, d_small_t)
+            return (d_carry, d_small), ((d_projected,) if one_adjoint else (d_projected, d_recurrent))
+
+        (d_carry, d_small), adjoints = lax.scan(
+            step,
+            (d_last, jax.tree.map(jnp.zeros_like, small)),
+            (d_carries, befores, projected, recurrent, controls),
+            reverse=not reverse,
+        )
+        h = cell.output(jax.vmap(partial(_enter, initial=initial))(befores, controls))
+        d_w_hh = cell.product(_rows(h).T, _rows(adjoints[-1])).astype(w_hh.dtype)
+        return d_small, d_w_hh, d_carry, adjoints[0], None, None
+
+    run.defvjp(forward, backward)
+    initial = _initial_carry(cell, inputs) if "resets" in controls else None
+    last, carries = run(*_alike((small, cell.w_hh[...], carry, cell.project(inputs), initial, controls)))
+    return last, carries, cell.output(carries)
+
+
+def _in_blocks(
+    run: Callable, block: int, params: Any, carry: Any, inputs: Array, controls: Controls, reverse: bool
+) -> tuple[Any, Any, Array]:
+    """`run` over one block of time steps after the other, of which only the carries between them are kept."""
+    run = jax.checkpoint(run, prevent_cse=False)
+    whole = inputs.shape[0] // block * block
+    first = jax.tree.map(lambda a: a[:whole].reshape(-1, block, *a.shape[1:]), (inputs, controls))
+    rest = jax.tree.map(lambda a: a[whole:], (inputs, controls))
+
+    def of_whole_blocks(carry: Any) -> tuple[Any, Any]:
+        def step(carry: Any, xs: Any) -> tuple[Any, Any]:
+            last, carries, outputs = run(params, carry, *xs)
+            return last, (carries, outputs)
+
+        last, ys = lax.scan(step, carry, first, reverse=reverse)
+        return last, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), ys)
+
+    def of_the_rest(carry: Any) -> tuple[Any, Any]:
+        last, carries, outputs = run(params, carry, *rest)
+        return last, (carries, outputs)
+
+    if whole == inputs.shape[0]:
+        last, ys = of_whole_blocks(carry)
+    elif reverse:
+        last, after = of_the_rest(carry)
+        last, before = of_whole_blocks(last)
+        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after)
+    else:
+        last, before = of_whole_blocks(carry)
+        last, after = of_the_rest(last)
+        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after)
+    return last, *ys
+
+
+def _enter(carry: Any, control: Controls, initial: Any) -> Any:
+    """The carry as a step finds it: reset, or with its gradient cut off."""
+    if "passed" in control:
+        carry = scale_gradient(carry, control["passed"])
+    if "resets" in control:
+        carry = jax.tree.map(lambda c, i: jnp.where(_unsqueeze(control["resets"], c), i, c), carry, initial)
+    return carry
+
+
+def _keep(new: Any, old: Any, control: Controls) -> Any:
+    """The new carry, or past the end of a sequence the old one."""
+    if "valid" not in control:
+        return new
+    return jax.tree.map(lambda n, o: jnp.where(_unsqueeze(control["valid"], n), n, o), new, old)
+
+
+def _shifted(first: Array, carries: Array, *, reverse: bool) -> Array:
+    """The carry before each step, from the one before the first step and those after each."""
+    return jnp.concatenate([carries[1:], first[None]] if reverse else [first[None], carries[:-1]])
+
+
+def _times_transposed(cell: Cell, adjoint: Array, w: Array) -> Array:
+    """`adjoint @ w.T` in the cell's precision."""
+    return cell.product(adjoint, w.T)
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _unsqueeze(mask: Array, like: Array) -> Array:
+    """A mask with axes of size 1 behind its own, up to the rank of `like`."""
+    return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim))
+
+
+def _initial_carry(cell: nnx.RNNCellBase, inputs: Array) -> Any:
+    ids = jnp.issubdtype(inputs.dtype, jnp.integer)
+    return cell.initialize_carry((*inputs.shape[1:], 1) if ids else inputs.shape[1:], nnx.Rngs(0))  # flax's want rngs
+
+
+def _alike(tree: Any) -> Any:
+    """The same arrays, all varying over the same axes of a `jax.shard_map`; outside of one, as they are.
+
+    A `custom_vjp` or a scan refuses arguments of which one is replicated and another is not.
+    """
+
+    def varying(x: Any) -> frozenset[str]:
+        kind = jax.typeof(x)
+        return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+
+    axes = frozenset().union(*map(varying, jax.tree.leaves(tree)))
+
+    def cast(x: Array) -> Array:
+        missing = tuple(axes - varying(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree)
+
+
+def _check(
+    cell: nnx.RNNCellBase, carry: Any, inputs: Array, lengths: Any, resets: Any, remat: Any, backward: str
+) -> None:
+    """Raises ValueError or TypeError where an argument of `unroll` does not fit, naming it."""
+    if backward not in ("fused", "autodiff"):
+        raise ValueError(f'backward: expected "fused" or "autodiff"; got {backward!r}')
+    if remat is not None and remat != "sqrt" and (not isinstance(remat, int) or remat < 1):
+        raise ValueError(f'remat: expected None, a number of steps ≥ 1, or "sqrt"; got {remat!r}')
+    if inputs.ndim == 0 or inputs.shape[0] == 0:
+        raise ValueError(f"inputs: expected at least one time step, [T, B, D] or ids [T, B]; got {_described(inputs)}")
+    ids = jnp.issubdtype(inputs.dtype, jnp.integer)
+    batch = inputs.shape[1:] if ids else inputs.shape[1:-1]
+    if isinstance(cell, Cell):
+        size, dtype = cell.in_features, jnp.dtype(cell.param_dtype)
+        if not ids and (inputs.ndim < 2 or inputs.shape[-1] != size or inputs.dtype != dtype):
+            error = ValueError if inputs.dtype == dtype else TypeError
+            raise error(f"inputs: expected {dtype} [T, B, {size}] or integer ids [T, B]; got {_described(inputs)}")
+        expected = _described(jax.eval_shape(lambda: cell.initialize_carry((*batch, size))))
+        if _described(carry) != expected:
+            raise ValueError(f"carry: expected {expected}, as initialize_carry makes it; got {_described(carry)}")
+    if lengths is not None:
+        if lengths.shape != batch or not jnp.issubdtype(lengths.dtype, jnp.integer):
+            raise ValueError(f"lengths: expected integers {list(batch)}; got {_described(lengths)}")
+        if _outside(lengths, inputs.shape[0] + 1):
+            raise ValueError(f"lengths: expected 0 to {inputs.shape[0]}, the time steps; got {lengths.tolist()}")
+    if resets is not None and (resets.shape != (inputs.shape[0], *batch) or resets.dtype != jnp.bool_):
+        raise ValueError(f"resets: expected bool {[inputs.shape[0], *batch]}; got {_described(resets)}")
+
+
+def _outside(numbers: Array, end: int) -> bool:
+    """Whether any number is not from 0 to end − 1; unknown, so False, while tracing."""
+    if isinstance(numbers, jax.core.Tracer):
+        return False
+    on_host = jax.device_get(numbers)
+    return bool(((on_host < 0) | (on_host >= end)).any())
+
+
+def _described(tree: Any) -> str:
+    """Dtypes and shapes, such as "LSTMState(c=float32 [2, 3], h=float32 [2, 3])"."""
+    if hasattr(tree, "shape"):
+        return f"{tree.dtype} {list(tree.shape)}"
+    if isinstance(tree, tuple):
+        names = getattr(tree, "_fields", None)
+        parts = [f"{names[i]}={_described(x)}" if names else _described(x) for i, x in enumerate(tree)]
+        return f"{type(tree).__name__ if names else ''}({', '.join(parts)})"
+    return type(tree).__name__
