@@ -64,5 +64,8 @@ def run(flags: FlagValues) -> str:
     return dumps(
         {"text": source, "tokens": carried.tokens, "unknown": split.unknown}
         | figures(carried.nll, ratio)
-        | {"reset": {"every": flags.reset_every} | figures(reset.nll, ratio), "max_abs_h": carried.max_abs_h}
+        | {
+            "reset": {"every": flags.reset_every} | figures(reset.nll, ratio),
+            **{f"max_abs_{letter}": value for letter, value in carried.max_abs.items()},
+        }
     )

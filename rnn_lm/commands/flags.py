@@ -60,6 +60,7 @@ def config_of(flags: FlagValues):
 
 def _define_fields(flags: FlagValues) -> None:
     define: dict[type, Any] = {
+        bool: absl_flags.DEFINE_boolean,
         int: absl_flags.DEFINE_integer,
         float: absl_flags.DEFINE_float,
         str: absl_flags.DEFINE_string,
@@ -86,7 +87,7 @@ def _values(field: Field) -> str:
     """What a field may be."""
     if field.names:
         return f" [{' | '.join(field.names)}]"
-    if isinstance(field.default, str):
+    if isinstance(field.default, str | bool):
         return ""
     return f" [{field.low:g} to {field.high:g}]" if field.high < math.inf else f" [at least {field.low:g}]"
 

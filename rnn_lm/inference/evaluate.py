@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from rnn_lm.nn.cells import states_by_letter
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 
@@ -21,11 +22,11 @@ MAX_LOGITS = 2**22  # in one call, which bounds the memory
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Total nats over a number of tokens, and the largest |h| met. Evaluations of parts merge by addition."""
+    """Total nats over a number of tokens, and the largest |h| (and |c|) met. Those of parts merge by addition."""
 
     nats: float
     tokens: int
-    max_abs_h: float = 0.0
+    max_abs: dict[str, float] = field(default_factory=dict)  # by the state's letter
 
     @property
     def nll(self) -> float:
@@ -33,7 +34,9 @@ class Evaluation:
         return self.nats / self.tokens
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
-        return Evaluation(self.nats + other.nats, self.tokens + other.tokens, max(self.max_abs_h, other.max_abs_h))
+        letters = {**self.max_abs, **other.max_abs}
+        largest = {x: max(self.max_abs.get(x, 0.0), other.max_abs.get(x, 0.0)) for x in letters}
+        return Evaluation(self.nats + other.nats, self.tokens + other.tokens, largest)
 
 
 def figures(nll: float, tokens_per_character: float) -> dict[str, float]:
@@ -67,8 +70,9 @@ def evaluate(
             # The last chunk is filled up, so that all have one shape and one compilation serves them.
             chunk = [np.pad(a, ((0, max(0, start + steps - length)), (0, 0)))[start : start + steps]
                      for a in (inputs, labels, valid)]  # fmt: skip
-            carry, nats, max_abs_h = _score(graphdef, params, carry, *chunk)
-            part = Evaluation(float(np.asarray(nats, np.float64).sum()), int(chunk[2].sum()), float(max_abs_h))
+            carry, nats, max_abs = _score(graphdef, params, carry, *chunk)
+            largest = {letter: float(value) for letter, value in max_abs.items()}
+            part = Evaluation(float(np.asarray(nats, np.float64).sum()), int(chunk[2].sum()), largest)
             on_progress(part.tokens)
             total += part
     return total
@@ -90,13 +94,17 @@ def _windows(ids: np.ndarray, length: int, width: int) -> Iterator[list[np.ndarr
 def _score(
     graphdef: nnx.GraphDef,
     params: nnx.State,
-    carry: Float[Array, "B H"],
+    carry: Any,
     inputs: Int[Array, "T B"],
     labels: Int[Array, "T B"],
     valid: Bool[Array, "T B"],
-) -> tuple[Float[Array, "B H"], Float[Array, "T B"], Float[Array, ""]]:
-    """The state after the chunk, the nats of each real token (0 elsewhere), and the largest |h|."""
+) -> tuple[Any, Float[Array, "T B"], dict[str, Float[Array, ""]]]:
+    """The state after the chunk, the nats of each real token (0 elsewhere), and the largest |h| and |c|."""
     model = nnx.merge(graphdef, params)
-    carry, h = model.hidden(carry, inputs)
+    carries, h = model.hidden(carry, inputs, return_carries=True)
     nats = jnp.where(valid, cross_entropy(model.output(h), labels), 0)
-    return carry, nats, jnp.max(jnp.abs(h), where=valid[..., None], initial=0)
+    max_abs = {
+        letter: jnp.stack([jnp.max(jnp.abs(x), where=valid[..., None], initial=0) for x in states]).max()
+        for letter, states in states_by_letter(carries).items()
+    }
+    return jax.tree.map(lambda c: c[-1], carries), nats, max_abs

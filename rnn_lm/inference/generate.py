@@ -1,6 +1,7 @@
 """New text from a model, token by token, in a compiled scan."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Flo
 @partial(jax.jit, static_argnames=("graphdef", "num_samples"))
 def _read(
     graphdef: nnx.GraphDef, params: nnx.State, prompt: Int[Array, " P"], *, num_samples: int
-) -> tuple[Float[Array, "B H"], Float[Array, "B V"]]:
+) -> tuple[Any, Float[Array, "B V"]]:
     """The state after the prompt and the logits of the next token, once for each sample."""
     model = nnx.merge(graphdef, params)
     carry, logits = model(model.initialize_carry(1), prompt[:, None])
@@ -81,13 +82,13 @@ def _draw(
     params: nnx.State,
     keys: Key[Array, " B"],
     temperature: Float[Array, ""] | float,
-    state: tuple[Float[Array, "B H"], Float[Array, "B V"]],
+    state: tuple[Any, Float[Array, "B V"]],
     start: Int[Array, ""] | int,
     *,
     steps: int,
     top_k: int,
     top_p: float,
-) -> tuple[tuple[Float[Array, "B H"], Float[Array, "B V"]], Int[Array, "steps B"]]:
+) -> tuple[tuple[Any, Float[Array, "B V"]], Int[Array, "steps B"]]:
     """Draws tokens number `start` to `start + steps` by one scan."""
     model = nnx.merge(graphdef, params)
 

@@ -1,12 +1,14 @@
 """Language models: token ids → hidden states → logits of the next token."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
-from flax.typing import Dtype, Initializer
+from flax.typing import Dtype
 from jaxtyping import Array, Float, Int
 
-from rnn_lm.nn.cells import CELLS, orthogonal
+from rnn_lm.nn.cells import CELLS, Stack, dropped
 from rnn_lm.nn.recurrence import unroll
 
 
@@ -18,10 +20,13 @@ class RNNLM(nnx.Module):
       hidden_features: H.
       rngs: where the initial weights come from.
       cell: the name of the recurrent cell.
-      activation: φ of the Elman cell.
-      recurrent_init: of `w_hh`.
+      num_layers: recurrent layers, one above the other.
       embed_dim: size of the learned vectors that stand for the tokens; 0 feeds the tokens themselves (one-hot).
+      dropout: with a key, the fraction of units dropped of what each layer hands on, the output layer's input included.
+      tie: the embedding, transposed, is w_hq too (Press, Wolf 2017); `embed_dim` is H then.
+      dtype: what the matrix products are computed in; None is `param_dtype`.
       param_dtype: of parameters, state and logits.
+      cell_options: what else the cells' constructor takes.
 
     >>> model = RNNLM(28, 64, rngs=nnx.Rngs(0))
     >>> carry, logits = model(model.initialize_carry(batch_size=2), jnp.zeros((5, 2), jnp.int32))
@@ -36,49 +41,63 @@ class RNNLM(nnx.Module):
         *,
         rngs: nnx.Rngs,
         cell: str = "elman",
-        activation: str = "tanh",
-        recurrent_init: Initializer = orthogonal,
+        num_layers: int = 1,
         embed_dim: int = 0,
+        dropout: float = 0.0,
+        tie: bool = False,
+        dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        **cell_options: Any,
     ):
-        init = initializers.glorot_uniform()
-        self.embedding = (
-            nnx.Param(initializers.normal(1.0)(rngs.params(), (vocab_size, embed_dim), param_dtype))
+        if tie and embed_dim != hidden_features:
+            raise ValueError(f"a tied embedding has hidden_features = {hidden_features} entries; embed_dim={embed_dim}")
+        self.dropout = dropout
+        self.dtype = dtype or param_dtype
+        self.param_dtype = param_dtype
+        spread = hidden_features**-0.5 if tie else 1.0  # so that the first logits are of the order of 1
+        self.embedding: Any = (
+            nnx.Param(initializers.normal(spread)(rngs.params(), (vocab_size, embed_dim), param_dtype))
             if embed_dim
             else None
         )
-        self.cell = CELLS[cell](
-            embed_dim or vocab_size,
-            hidden_features,
-            activation=activation,
-            recurrent_init=recurrent_init,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        self.w_hq = nnx.Param(init(rngs.params(), (hidden_features, vocab_size), param_dtype))
+        sizes = [embed_dim or vocab_size, *(num_layers - 1) * [hidden_features]]
+        layers = [
+            CELLS[cell](size, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **cell_options)
+            for size in sizes
+        ]
+        self.cell = layers[0] if num_layers == 1 else Stack(layers, dropout=dropout)
+        glorot = initializers.glorot_uniform()
+        self.w_hq: Any = None if tie else nnx.Param(glorot(rngs.params(), (hidden_features, vocab_size), param_dtype))
         self.b_q = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
 
     @property
     def vocab_size(self) -> int:
         return self.b_q.shape[0]
 
-    def initialize_carry(self, batch_size: int) -> Float[Array, "B H"]:
+    def initialize_carry(self, batch_size: int) -> Any:
         """The state before the first token: zeros."""
-        return self.cell.initialize_carry((batch_size, self.cell.in_features))
+        return self.cell.initialize_carry((batch_size, 1))
 
     def hidden(
-        self, carry: Float[Array, "B H"], tokens: Int[Array, "T B"]
-    ) -> tuple[Float[Array, "B H"], Float[Array, "T B H"]]:
-        """Token ids → the state after the last of them, and every hidden state H_t."""
-        return unroll(self.cell, carry, tokens if self.embedding is None else self.embedding[tokens])
+        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None, return_carries: bool = False
+    ) -> tuple[Any, Float[Array, "T B H"]]:
+        """Token ids → the state after the last of them (or after each, stacked), and every hidden state H_t."""
+        inputs = tokens if self.embedding is None else self.embedding[tokens]
+        carry, h = unroll(self.cell, carry, inputs, key=key, return_carries=return_carries)
+        return carry, h if key is None else dropped(h, self.dropout, key)
 
     def output(self, h: Float[Array, "*batch H"]) -> Float[Array, "*batch V"]:
         """The output layer: O = H w_hq + b_q."""
-        return h @ self.w_hq[...] + self.b_q[...]
+        w_hq = self.embedding[...].T if self.w_hq is None else self.w_hq[...]
+        o = jnp.matmul(h.astype(self.dtype), w_hq.astype(self.dtype), preferred_element_type=self.param_dtype)
+        return o + self.b_q[...]
 
     def __call__(
-        self, carry: Float[Array, "B H"], tokens: Int[Array, "T B"]
-    ) -> tuple[Float[Array, "B H"], Float[Array, "T B V"]]:
-        """Token ids → the state after the last of them, and the logits of each one's successor."""
-        carry, h = self.hidden(carry, tokens)
+        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None
+    ) -> tuple[Any, Float[Array, "T B V"]]:
+        """Token ids → the state after the last of them, and the logits of each one's successor.
+
+        A key turns dropout on, which is for training.
+        """
+        carry, h = self.hidden(carry, tokens, key=key)
         return carry, self.output(h)

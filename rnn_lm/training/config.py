@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from rnn_lm.errors import UserError, unknown_name
 
-Value = int | float | str
+Value = bool | int | float | str
 MAX_INT, MAX_FLOAT = 2**31 - 1, 3e38  # what the device's 32-bit numbers can hold
 
 
@@ -60,11 +60,22 @@ FIELDS = {
         0.05, "share of the text for validation, between train and test", low=1e-9, high=0.5
     ),
     "corpus.test_fraction": Field(0.05, "share of the text for the test, its end; 0: no test split", high=0.49),
-    "model.cell": Field("elman", "the recurrent cell", names=("elman",)),
-    "model.num_hiddens": Field(256, "H: hidden units", low=1),
+    "model.cell": Field("elman", "the recurrent cell", names=("elman", "gru", "lstm")),
+    "model.num_hiddens": Field(256, "H: hidden units of each layer", low=1),
+    "model.num_layers": Field(1, "recurrent layers, one above the other", low=1),
     "model.embed_dim": Field(0, "size of learned token vectors; 0: the cell's weights read token ids themselves"),
-    "model.activation": Field("tanh", "φ of the Elman cell", names=("tanh", "relu")),
-    "model.initial_radius": Field(1.0, "W_hh starts as a random orthogonal matrix times this, its spectral radius"),
+    "model.activation": Field("tanh", "φ of the Elman cell", names=("tanh", "relu", "identity")),
+    "model.dropout": Field(
+        0.0, "share of units dropped of what each layer hands on, the output layer's input included; 0: none", high=0.99
+    ),
+    "model.tie": Field(False, "the output layer's weights are the token vectors; embed_dim is num_hiddens then"),
+    "model.layer_norm": Field(False, "layer normalisation of both products in each cell"),
+    "model.dtype": Field(
+        "float32", "what matrix products are computed in; all else is float32", names=("float32", "bfloat16")
+    ),
+    "model.initial_radius": Field(
+        1.0, "W_hh starts as a random orthogonal matrix (one a gate) times this, its spectral radius"
+    ),
     "optimizer.name": Field("adam", "the optimizer", names=("sgd", "adam", "adamw")),
     "optimizer.learning_rate": Field(2e-3, "step size, after the warm-up"),
     "optimizer.momentum": Field(0.0, "heavy-ball momentum, of sgd only; 0: none", high=1),
@@ -136,7 +147,7 @@ def check_config(config: ConfigDict) -> None:
         value = get_field(config, name)
         if field.names and value not in field.names:
             raise unknown_name(f"config.{name}", str(value), field.names)
-        if isinstance(value, str):
+        if isinstance(value, str | bool):
             continue
         high = min(field.high, MAX_INT if isinstance(value, int) else MAX_FLOAT)
         if not field.low <= value <= high:  # nan is in no range
@@ -146,11 +157,18 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(f"config.{name} is {value}; it must be {bound}")
     if config.optimizer.momentum and config.optimizer.name != "sgd":
         raise UserError(f"config.optimizer.momentum is of sgd only; set it to 0 for {config.optimizer.name}")
+    if config.model.activation != FIELDS["model.activation"].default and config.model.cell != "elman":
+        raise UserError(f"config.model.activation is of the elman cell only; leave it out for {config.model.cell}")
+    if config.model.tie and config.model.embed_dim != config.model.num_hiddens:
+        raise UserError(
+            f"config.model.tie needs config.model.embed_dim = num_hiddens = {config.model.num_hiddens}; "
+            f"it is {config.model.embed_dim}"
+        )
     if config.corpus.max_vocab == 1:
         raise UserError("config.corpus.max_vocab is 1, which leaves <unk> alone; it must be 0 (all) or at least 2")
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "a string"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 def _parent(config: ConfigDict, name: str, create: bool = False) -> ConfigDict:

@@ -141,6 +141,7 @@ class Trainer:
             graphdef=self.graphdef,
             optimizer=config.optimizer.name,
             schedule=config.optimizer.schedule,
+            key=named_key(config.seed, "dropout") if config.model.dropout else None,
         )
         create = jax.jit(lambda: TrainState.create(make(), config.optimizer.name, config.batch_size))
         self.best = Best()

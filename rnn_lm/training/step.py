@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from rnn_lm.data.batches import Batches
 from rnn_lm.nn.losses import cross_entropy
@@ -62,15 +62,19 @@ def train_steps(
     until: Int[Array, ""],
     batches: Batches,
     numbers: Numbers,
+    key: Key[Array, ""] | None = None,
     *,
     graphdef: nnx.GraphDef,
     optimizer: str,
     schedule: str,
 ) -> tuple[TrainState, Mapping[str, Any]]:
-    """Takes steps until number `until`, or until a loss is not finite. Also returns a copy of what the log needs."""
+    """Takes steps until number `until`, or until a loss is not finite. Also returns a copy of what the log needs.
 
-    def loss_fn(params, carry, inputs, labels):
-        carry, logits = nnx.merge(graphdef, params)(carry, inputs)
+    A key turns dropout on; step number s drops by `fold_in(key, s)`.
+    """
+
+    def loss_fn(params, carry, inputs, labels, key):
+        carry, logits = nnx.merge(graphdef, params)(carry, inputs, key=key)
         return cross_entropy(logits, labels).mean(), carry
 
     initial = nnx.merge(graphdef, state.params).initialize_carry(batches.batch_size)
@@ -79,7 +83,9 @@ def train_steps(
         inputs, labels, restart = batches(state.step)
         # Where segments meet: the state goes on (or starts anew with the epoch), the gradient stops.
         carry = jax.tree.map(lambda new, h: jax.lax.stop_gradient(jnp.where(restart, new, h)), initial, state.carry)
-        (nll, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, carry, inputs, labels)
+        (nll, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, carry, inputs, labels, None if key is None else jax.random.fold_in(key, state.step)
+        )
         grad_norm = optax.tree.norm(grads)
         rate = learning_rate(schedule, numbers, state.step)
         updates, opt_state = make_optimizer(optimizer, numbers, rate).update(grads, state.opt_state, state.params)

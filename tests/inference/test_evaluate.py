@@ -44,7 +44,7 @@ def test_each_token_but_the_first_is_scored_once(model, ids, every, limits, monk
     expected, largest = reference(model, ids, every or len(ids))
     assert result.tokens == len(expected) == 100
     assert result.nats == pytest.approx(expected.sum(), rel=1e-5)
-    assert result.max_abs_h == pytest.approx(largest, rel=1e-5)
+    assert result.max_abs == {"h": pytest.approx(largest, rel=1e-5)}
 
 
 def test_a_uniform_model_has_perplexity_v(ids):
@@ -54,8 +54,8 @@ def test_a_uniform_model_has_perplexity_v(ids):
 
 
 def test_parts_merge_before_the_perplexity_is_taken():
-    whole = Evaluation(10.0, 10, 0.5) + Evaluation(90.0, 30, 0.9)
-    assert (whole.nll, whole.tokens, whole.max_abs_h) == (2.5, 40, 0.9)
+    whole = Evaluation(10.0, 10, {"h": 0.5}) + Evaluation(90.0, 30, {"h": 0.9})
+    assert (whole.nll, whole.tokens, whole.max_abs) == (2.5, 40, {"h": 0.9})
 
 
 def test_figures():

@@ -4,21 +4,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rnn_lm.nn.cells import LSTMState, dropped
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.recurrence import unroll
 from tests.reference import forward, numpy_params
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 7, (6, 2)), jnp.int32)
 
 
 @pytest.mark.parametrize("embed_dim", [0, 3])
 def test_logits_equal_the_numpy_loop(embed_dim):
     model = RNNLM(7, 5, rngs=nnx.Rngs(0), embed_dim=embed_dim)
-    tokens = np.random.default_rng(0).integers(0, 7, (6, 2))
-    carry, logits = model(model.initialize_carry(2), jnp.asarray(tokens, jnp.int32))
+    carry, logits = model(model.initialize_carry(2), TOKENS)
     params = numpy_params(model)
     if embed_dim:  # an embedding and a projection are one matrix
         params["w_xh"] = np.asarray(model.embedding[...], np.float64) @ params["w_xh"]
-    states, expected = forward(params, np.zeros((2, 5)), tokens)
+    states, expected = forward(params, np.zeros((2, 5)), TOKENS)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(carry, states[-1], rtol=1e-4, atol=1e-5)
 
@@ -30,3 +32,50 @@ def test_the_number_of_parameters_does_not_depend_on_time(embed_dim, expected):
         _, logits = model(model.initialize_carry(2), jnp.zeros((steps, 2), jnp.int32))
         assert logits.shape == (steps, 2, 7)
         assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == expected
+
+
+def test_layers_stand_one_above_the_other():
+    model = RNNLM(7, 5, rngs=nnx.Rngs(0), cell="lstm", num_layers=2, layer_norm=True)
+    carry = model.initialize_carry(2)
+    (first, second), logits = model(carry, TOKENS)
+    below, above = model.cell.cells
+    expected_first, h = unroll(below, carry[0], TOKENS)
+    expected_second, h = unroll(above, carry[1], h)
+    for got, expected in zip(
+        jax.tree.leaves((first, second)), jax.tree.leaves((expected_first, expected_second)), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    np.testing.assert_allclose(logits, h @ model.w_hq[...] + model.b_q[...], rtol=1e-5, atol=1e-6)
+    assert isinstance(first, LSTMState) and below.scale_h is not None
+
+
+def test_dropout_acts_with_a_key_only_and_on_the_output_layers_input_too():
+    model = RNNLM(7, 5, rngs=nnx.Rngs(0), dropout=0.5)
+    carry, key = model.initialize_carry(2), jax.random.key(3)
+    _, h = model.hidden(carry, TOKENS)
+    _, logits = model(carry, TOKENS, key=key)
+    np.testing.assert_array_equal(logits, model.output(dropped(h, 0.5, key)))
+    _, other = model(carry, TOKENS, key=jax.random.key(4))
+    assert np.abs(other - logits).max() > 0.1
+    np.testing.assert_array_equal(model(carry, TOKENS)[1], model.output(h))
+
+
+def test_a_tied_model_has_one_matrix_for_tokens_in_and_out():
+    model = RNNLM(7, 5, rngs=nnx.Rngs(0), embed_dim=5, tie=True)
+    assert model.w_hq is None
+    h = jnp.ones((2, 5))
+    np.testing.assert_allclose(model.output(h), h @ model.embedding[...].T, rtol=1e-5)
+    unused = 6  # of no input: its gradient can only come from the output layer
+    gradient = nnx.grad(lambda m: jax.nn.logsumexp(m(m.initialize_carry(2), TOKENS % unused)[1]))(model)
+    assert np.abs(gradient.embedding[unused]).max() > 0
+    with pytest.raises(ValueError, match="a tied embedding has hidden_features = 5 entries; embed_dim=3"):
+        RNNLM(7, 5, rngs=nnx.Rngs(0), embed_dim=3, tie=True)
+
+
+def test_bfloat16_is_for_the_output_layers_product_too():
+    model, exact = (RNNLM(7, 5, rngs=nnx.Rngs(0), dtype=dtype) for dtype in ("bfloat16", None))
+    (_, logits), (_, full) = (m(m.initialize_carry(2), TOKENS) for m in (model, exact))
+    assert logits.dtype == jnp.float32
+    assert 0 < np.abs(logits - full).max() < 0.05
+    h = jnp.linspace(-1, 1, 5)[None]
+    assert 0 < np.abs(model.output(h) - exact.output(h)).max() < 0.02

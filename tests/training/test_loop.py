@@ -270,3 +270,18 @@ def test_a_text_too_short_for_a_minibatch_leaves_nothing_behind(tmp_path, text_f
     with pytest.raises(UserError, match="takes 80009; give a longer text, or a smaller batch_size"):
         train(small_config(text_file, batch_size=10_000), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_two_layers_of_lstm_with_dropout_stopped_and_resumed_end_with_the_same_bits(tmp_path, text_file, monkeypatch):
+    model = {"cell": "lstm", "num_layers": 2, "dropout": 0.3, "embed_dim": 16, "tie": True, "layer_norm": True}
+    config = small_config(text_file, **{f"model__{name}": value for name, value in model.items()})
+    train(config, tmp_path / "through")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, 23)
+        train(config, tmp_path / "stopped")
+    train(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "through", tmp_path / "stopped")
+    assert {"params.cell.cells.1.w_hh", "carry.1.c"} <= final_arrays(tmp_path / "through").keys()
+    model, vocabulary = load(tmp_path / "through")
+    result = evaluate(model, vocabulary.encode("the time traveller smiled"))
+    assert result.nll < np.log(len(vocabulary)) and set(result.max_abs) == {"h", "c"}
