@@ -324,8 +324,9 @@ class Stack(nnx.RNNCellBase):
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> tuple:
         """The state before the first step, of each layer."""
+        del carry_init  # each cell has its own
         shapes = [input_shape] + [(*input_shape[:-1], cell.hidden_features) for cell in self.cells[:-1]]
-        return tuple(cell.initialize_carry(shape) for cell, shape in zip(self.cells, shapes, strict=True))
+        return tuple(cell.initialize_carry(shape, rngs) for cell, shape in zip(self.cells, shapes, strict=True))
 
     @property
     def num_feature_axes(self) -> int:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
@@ -84,7 +85,9 @@ class RNNLM(nnx.Module):
         """Token ids → the state after the last of them (or after each, stacked), and every hidden state H_t."""
         inputs = tokens if self.embedding is None else self.embedding[tokens]
         carry, h = unroll(self.cell, carry, inputs, key=key, return_carries=return_carries)
-        return carry, h if key is None else dropped(h, self.dropout, key)
+        if key is not None:
+            h = dropped(h, self.dropout, jax.random.fold_in(key, 0))  # between the layers: 1, 2, …
+        return carry, h
 
     def output(self, h: Float[Array, "*batch H"]) -> Float[Array, "*batch V"]:
         """The output layer: O = H w_hq + b_q."""

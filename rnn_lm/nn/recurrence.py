@@ -305,7 +305,7 @@ def _check(
     """Raises ValueError or TypeError where an argument of `unroll` does not fit, naming it."""
     if backward not in ("fused", "autodiff"):
         raise ValueError(f'backward: expected "fused" or "autodiff"; got {backward!r}')
-    if remat is not None and remat != "sqrt" and (not isinstance(remat, int) or remat < 1):
+    if remat is not None and remat != "sqrt" and (type(remat) is not int or remat < 1):
         raise ValueError(f'remat: expected None, a number of steps ≥ 1, or "sqrt"; got {remat!r}')
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs: expected at least one time step, [T, B, D] or ids [T, B]; got {_described(inputs)}")

@@ -54,7 +54,7 @@ def test_dropout_acts_with_a_key_only_and_on_the_output_layers_input_too():
     carry, key = model.initialize_carry(2), jax.random.key(3)
     _, h = model.hidden(carry, TOKENS)
     _, logits = model(carry, TOKENS, key=key)
-    np.testing.assert_array_equal(logits, model.output(dropped(h, 0.5, key)))
+    np.testing.assert_array_equal(logits, model.output(dropped(h, 0.5, jax.random.fold_in(key, 0))))
     _, other = model(carry, TOKENS, key=jax.random.key(4))
     assert np.abs(other - logits).max() > 0.1
     np.testing.assert_array_equal(model(carry, TOKENS)[1], model.output(h))

@@ -374,6 +374,7 @@ BAD = [
     ({"lengths": jnp.array([1, -2, 6])}, ValueError, r"lengths: expected 0 to 6"),
     ({"resets": jnp.zeros((B, T), bool)}, ValueError, r"resets: expected bool \[6, 3\]; got bool \[3, 6\]"),
     ({"remat": 0}, ValueError, r'remat: expected None, a number of steps ≥ 1, or "sqrt"; got 0'),
+    ({"remat": True}, ValueError, r"remat: expected .* got True"),
     ({"backward": "forward"}, ValueError, r'backward: expected "fused" or "autodiff"; got \'forward\''),
 ]
 

@@ -1,0 +1,1 @@
+"""Side-by-side measurements: `python -m benchmarks.training`, `python -m benchmarks.sampling`."""
