@@ -4,6 +4,7 @@ python -m benchmarks.sampling
 """
 
 import argparse
+from statistics import geometric_mean
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from flax import nnx
 
-from benchmarks.common import Shape, geometric_mean, interleaved, machine, save, table
+from benchmarks.common import Shape, interleaved, machine, save, table
+from benchmarks.training import TORCH_LAYERS
 from rnn_lm.inference.generate import generate
 from rnn_lm.nn.models import RNNLM
 
@@ -27,8 +29,7 @@ class TorchSampler:
     """The loop that everyone writes: one step, softmax, one draw."""
 
     def __init__(self, shape: Shape):
-        make = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[shape.cell]
-        self.rnn = make(shape.vocab_size, shape.hidden, shape.layers)
+        self.rnn = TORCH_LAYERS[shape.cell](shape.vocab_size, shape.hidden, shape.layers)
         self.output = torch.nn.Linear(shape.hidden, shape.vocab_size)
         self.shape = shape
 

@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
+from statistics import geometric_mean
 from typing import Any
 
 import haiku as hk
@@ -21,7 +22,7 @@ import optax
 import torch
 from flax import nnx
 
-from benchmarks.common import SHAPES, Shape, geometric_mean, interleaved, machine, save, table
+from benchmarks.common import SHAPES, Shape, interleaved, machine, save, table
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 
@@ -136,14 +137,17 @@ class JaxTrainer:
         return float(nll[0])
 
 
+TORCH_LAYERS = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+
+
 class TorchTrainer:
     """PyTorch's nn.RNN, nn.GRU, nn.LSTM with their fused kernels."""
 
     def __init__(self, shape: Shape, inputs: np.ndarray, labels: np.ndarray):
         gpu = jax.default_backend() == "gpu"
         self.device = "cuda" if gpu else "cpu"
-        make = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[shape.cell]
-        self.rnn = make(shape.embed or shape.vocab_size, shape.hidden, shape.layers).to(self.device)
+        size = shape.embed or shape.vocab_size
+        self.rnn = TORCH_LAYERS[shape.cell](size, shape.hidden, shape.layers).to(self.device)
         self.embedding = torch.nn.Embedding(shape.vocab_size, shape.embed).to(self.device) if shape.embed else None
         self.output = torch.nn.Linear(shape.hidden, shape.vocab_size).to(self.device)
         self.params = [*self.rnn.parameters(), *self.output.parameters()]
