@@ -9,7 +9,7 @@ A cell is three parts, so that `unroll` can treat all cells alike:
 Shapes here and in the whole package: T time steps, B batch, D inputs, H hidden units, V vocabulary, G gates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -53,7 +53,10 @@ class Cell(nnx.RNNCellBase):
         scales them by learned `scale_x` and `scale_h` [G·H].
     """
 
+    # What a cell has of its own. `gates(carry, projected, recurrent) -> carry` is the next carry, from the old one and
+    # the two products [..., G·H]; it may reduce over units, never over the batch.
     num_gates: ClassVar[int]
+    gates: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,
@@ -101,10 +104,6 @@ class Cell(nnx.RNNCellBase):
         """`h w_hh`."""
         return self.product(self.output(carry), self.w_hh[...])
 
-    def gates(self, carry: Any, projected: Float[Array, "*batch GH"], recurrent: Float[Array, "*batch GH"]) -> Any:
-        """The next carry, from the old one and the two products. May reduce over units, never over the batch."""
-        raise NotImplementedError
-
     def step(self, carry: Any, projected: Float[Array, "*batch GH"]) -> Any:
         """The next carry, from the old one and the input's part."""
         return self.gates(carry, projected, self.recur(carry))
@@ -139,9 +138,13 @@ class Cell(nnx.RNNCellBase):
         if scale is None:
             return z
         gates = z.reshape(*z.shape[:-1], self.num_gates, self.hidden_features)
-        gates = gates - gates.mean(-1, keepdims=True)
-        gates = gates * jax.lax.rsqrt(jnp.square(gates).mean(-1, keepdims=True) + 1e-5)
-        return gates.reshape(z.shape) * scale[...]
+        return standardized(gates).reshape(z.shape) * scale[...]
+
+
+def standardized(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+    """Mean 0 and variance 1 over the last axis: layer normalisation before its scale and shift."""
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
 
 
 def sigmoid(z: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -276,14 +279,8 @@ class LSTMCell(Cell):
         z = projected + self._normalized(recurrent, self.scale_h)
         i, f, g, o = jnp.split(half * jnp.tanh(half * z) + shift, 4, axis=-1)
         c = f * carry.c + i * g
-        return LSTMState(c, o * jnp.tanh(self._shown(c)))
-
-    def _shown(self, c: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
-        if self.scale_c is None:
-            return c
-        c = c - c.mean(-1, keepdims=True)
-        c = c * jax.lax.rsqrt(jnp.square(c).mean(-1, keepdims=True) + 1e-5)
-        return c * self.scale_c[...] + self.b_c[...]
+        shown = c if self.scale_c is None else standardized(c) * self.scale_c[...] + self.b_c[...]
+        return LSTMState(c, o * jnp.tanh(shown))
 
     def output(self, carry: LSTMState) -> Float[Array, "*batch H"]:
         """What a carry shows to the outside: h."""
@@ -316,9 +313,17 @@ class Stack(nnx.RNNCellBase):
 
     def __call__(self, carry: tuple, inputs: Array) -> tuple[tuple, Array]:
         """One step of the `nnx.RNNCellBase` protocol, without dropout."""
+        return self.run_layers(lambda cell, carry, inputs: cell(carry, inputs), carry, inputs)
+
+    def run_layers(
+        self, run: Callable[[Any, Any, Array], tuple[Any, Array]], carry: tuple, inputs: Array, key: Array | None = None
+    ) -> tuple[tuple, Array]:
+        """`run(cell, carry, inputs) -> (carry, outputs)` from the bottom to the top; a key turns dropout on."""
         carries, outputs = [], inputs
-        for cell, layer_carry in zip(self.cells, carry, strict=True):
-            layer_carry, outputs = cell(layer_carry, outputs)
+        for layer, (cell, layer_carry) in enumerate(zip(self.cells, carry, strict=True)):
+            if layer and key is not None:
+                outputs = dropped(outputs, self.dropout, jax.random.fold_in(key, layer))
+            layer_carry, outputs = run(cell, layer_carry, outputs)
             carries.append(layer_carry)
         return tuple(carries), outputs
 

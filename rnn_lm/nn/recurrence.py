@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from rnn_lm.nn.cells import Cell, Stack, dropped
+from rnn_lm.nn.cells import Cell, Stack
 from rnn_lm.nn.truncation import SegmentTruncation, scale_gradient
 
 # What happens at each step besides the cell's own arithmetic, by name, all with a leading time axis; absent = nothing.
@@ -61,32 +61,36 @@ def unroll(
       TypeError: where a dtype is not the one expected.
     """
     if isinstance(cell, Stack):
-        return _unroll_stack(
-            cell, carry, inputs, key, return_carries,
-            partial(unroll, truncation=truncation, lengths=lengths, resets=resets, reverse=reverse, remat=remat,
-                    return_carries=return_carries, backward=backward),
+        if not isinstance(carry, tuple) or len(carry) != len(cell.cells):
+            raise ValueError(
+                f"carry: expected a tuple of {len(cell.cells)} carries, one a layer; got {_described(carry)}"
+            )
+        unroll_layer = partial(
+            unroll, truncation=truncation, lengths=lengths, resets=resets, reverse=reverse, remat=remat,
+            return_carries=return_carries, backward=backward,
         )  # fmt: skip
-    num_steps = inputs.shape[0] if inputs.ndim else 0
+        return cell.run_layers(unroll_layer, carry, inputs, key)
     _check(cell, carry, inputs, lengths, resets, remat, backward)
+    num_steps = inputs.shape[0]
     controls: Controls = {}
     if resets is not None:
         controls["resets"] = resets
     if truncation is not None:
         controls["passed"] = truncation.passed(num_steps, reverse=reverse)
     if lengths is not None:
-        valid = jnp.arange(num_steps).reshape(-1, *(1,) * lengths.ndim) < lengths
-        controls["valid"] = valid
+        controls["valid"] = jnp.arange(num_steps).reshape(-1, *(1,) * lengths.ndim) < lengths
         # What stands in the padding, be it no number or no token, must not reach a gradient.
-        inputs = jnp.where(_unsqueeze(valid, inputs), inputs, jnp.zeros((), inputs.dtype))
+        inputs = _where(controls["valid"], inputs, jnp.zeros_like(inputs))
     if isinstance(cell, Cell) and jnp.issubdtype(inputs.dtype, jnp.integer) and _outside(inputs, cell.in_features):
         raise ValueError(f"inputs: expected ids from 0 to {cell.in_features - 1}; got {inputs.min()} to {inputs.max()}")
 
     scan: Callable = _fused_scan if backward == "fused" and isinstance(cell, Cell) and cell.separable else _plain_scan
     graphdef, params = nnx.split(cell)
-    params, carry, inputs, controls = _alike((params, carry, inputs, controls))
+    initial = None if resets is None else _initial_carry(cell, inputs)
+    params, initial, carry, inputs, controls = _alike((params, initial, carry, inputs, controls))
 
     def run(params: Any, carry: Any, inputs: Array, controls: Controls) -> tuple[Any, Any, Array]:
-        return scan(nnx.merge(graphdef, params), carry, inputs, controls, reverse)
+        return scan(nnx.merge(graphdef, params), initial, carry, inputs, controls, reverse)
 
     if remat is not None:
         block = math.isqrt(num_steps - 1) + 1 if remat == "sqrt" else remat
@@ -94,27 +98,14 @@ def unroll(
     else:
         last, carries, outputs = run(params, carry, inputs, controls)
     if lengths is not None:
-        outputs = jnp.where(_unsqueeze(controls["valid"], outputs), outputs, jnp.zeros((), outputs.dtype))
+        outputs = _where(controls["valid"], outputs, jnp.zeros_like(outputs))
     return (carries if return_carries else last), outputs
 
 
-def _unroll_stack(
-    stack: Stack, carry: Any, inputs: Array, key: Array | None, return_carries: bool, unroll_layer: Callable
-) -> tuple[tuple, Array]:
-    if not isinstance(carry, tuple) or len(carry) != len(stack.cells):
-        raise ValueError(f"carry: expected a tuple of {len(stack.cells)} carries, one a layer; got {_described(carry)}")
-    carries, outputs = [], inputs
-    for layer, (cell, layer_carry) in enumerate(zip(stack.cells, carry, strict=True)):
-        if layer and key is not None:
-            outputs = dropped(outputs, stack.dropout, jax.random.fold_in(key, layer))
-        layer_carry, outputs = unroll_layer(cell, layer_carry, outputs)
-        carries.append(layer_carry)
-    return tuple(carries), outputs
-
-
-def _plain_scan(cell: Any, carry: Any, inputs: Array, controls: Controls, reverse: bool) -> tuple[Any, Any, Array]:
+def _plain_scan(
+    cell: Any, initial: Any, carry: Any, inputs: Array, controls: Controls, reverse: bool
+) -> tuple[Any, Any, Array]:
     """The scan that JAX differentiates by itself. Returns the last carry, all carries and all outputs."""
-    initial = _initial_carry(cell, inputs) if "resets" in controls else None
     hoisted = isinstance(cell, Cell)
     xs = cell.project(inputs) if hoisted else inputs
 
@@ -133,7 +124,9 @@ def _plain_scan(cell: Any, carry: Any, inputs: Array, controls: Controls, revers
     return last, carries, outputs
 
 
-def _fused_scan(cell: Cell, carry: Any, inputs: Array, controls: Controls, reverse: bool) -> tuple[Any, Any, Array]:
+def _fused_scan(
+    cell: Cell, initial: Any, carry: Any, inputs: Array, controls: Controls, reverse: bool
+) -> tuple[Any, Any, Array]:
     """The scan with one recurrent product in each direction, and dW_hh as one product after the loop.
 
     Returns the last carry, all carries and all outputs.
@@ -147,29 +140,29 @@ def _fused_scan(cell: Cell, carry: Any, inputs: Array, controls: Controls, rever
         new = nnx.merge(graphdef, absent, small).gates(entered, projected, recurrent)
         return _keep(new, carry, control)
 
-    @jax.custom_vjp
-    def run(small: Any, w_hh: Array, carry: Any, projected: Array, initial: Any, controls: Controls) -> tuple:
-        def step(carry: Any, inputs: tuple[Array, Controls]) -> tuple[Any, Any]:
-            projected, control = inputs
-            entered = _enter(carry, control, initial)
-            new = finish(small, carry, entered, projected, cell.product(cell.output(entered), w_hh), control)
-            return new, new
-
-        return lax.scan(step, carry, (projected, controls), reverse=reverse)
-
-    def forward(small: Any, w_hh: Array, carry: Any, projected: Array, initial: Any, controls: Controls) -> tuple:
-        def step(carry: Any, inputs: tuple[Array, Controls]) -> tuple[Any, Any]:
+    def scan(
+        saving: bool, small: Any, w_hh: Array, carry: Any, projected: Array, initial: Any, controls: Controls
+    ) -> tuple[Any, tuple[Any, Array | None]]:
+        def step(carry: Any, inputs: tuple[Array, Controls]) -> tuple[Any, tuple[Any, Array | None]]:
             projected, control = inputs
             entered = _enter(carry, control, initial)
             recurrent = cell.product(cell.output(entered), w_hh)
             new = finish(small, carry, entered, projected, recurrent, control)
-            return new, (new, recurrent)
+            return new, (new, recurrent if saving else None)
 
-        last, (carries, recurrent) = lax.scan(step, carry, (projected, controls), reverse=reverse)
-        return (last, carries), (small, w_hh, carry, carries, projected, recurrent, initial, controls)
+        return lax.scan(step, carry, (projected, controls), reverse=reverse)
+
+    @jax.custom_vjp
+    def run(*arguments: Any) -> tuple[Any, Any]:
+        last, (carries, _) = scan(False, *arguments)
+        return last, carries
+
+    def forward(*arguments: Any) -> tuple[tuple[Any, Any], tuple]:
+        last, (carries, recurrent) = scan(True, *arguments)
+        return (last, carries), (*arguments, carries, recurrent)
 
     def backward(saved: tuple, cotangents: tuple[Any, Any]) -> tuple:
-        small, w_hh, carry, carries, projected, recurrent, initial, controls = saved
+        small, w_hh, carry, projected, initial, controls, carries, recurrent = saved
         d_last, d_carries = cotangents
         befores = jax.tree.map(partial(_shifted, reverse=reverse), carry, carries)
         one_adjoint = False
@@ -184,7 +177,7 @@ def _fused_scan(cell: Cell, carry: Any, inputs: Array, controls: Controls, rever
             d_small_t, d_before, d_entered, d_projected, d_recurrent = of_gates(d_new)
             # Cells that add the two products hand back one and the same adjoint: it is stacked once.
             one_adjoint = d_projected is d_recurrent
-            (d_from_output,) = jax.vjp(cell.output, entered)[1](_times_transposed(cell, d_recurrent, w_hh))
+            (d_from_output,) = jax.vjp(cell.output, entered)[1](cell.product(d_recurrent, w_hh.T))
             (d_through,) = leave(jax.tree.map(jnp.add, d_entered, d_from_output))
             d_carry = jax.tree.map(jnp.add, d_before, d_through)
             d_small = jax.tree.map(jnp.add, d_small, d_small_t)
@@ -197,12 +190,11 @@ def _fused_scan(cell: Cell, carry: Any, inputs: Array, controls: Controls, rever
             reverse=not reverse,
         )
         h = cell.output(jax.vmap(partial(_enter, initial=initial))(befores, controls))
-        d_w_hh = cell.product(_rows(h).T, _rows(adjoints[-1])).astype(w_hh.dtype)
+        d_w_hh = cell.product(_rows(h).T, _rows(adjoints[-1]))
         return d_small, d_w_hh, d_carry, adjoints[0], None, None
 
     run.defvjp(forward, backward)
-    initial = _initial_carry(cell, inputs) if "resets" in controls else None
-    last, carries = run(*_alike((small, cell.w_hh[...], carry, cell.project(inputs), initial, controls)))
+    last, carries = run(small, cell.w_hh[...], carry, cell.project(inputs), initial, controls)
     return last, carries, cell.output(carries)
 
 
@@ -227,17 +219,12 @@ def _in_blocks(
         last, carries, outputs = run(params, carry, *rest)
         return last, (carries, outputs)
 
-    if whole == inputs.shape[0]:
-        last, ys = of_whole_blocks(carry)
-    elif reverse:
-        last, after = of_the_rest(carry)
-        last, before = of_whole_blocks(last)
-        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after)
-    else:
-        last, before = of_whole_blocks(carry)
-        last, after = of_the_rest(last)
-        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after)
-    return last, *ys
+    parts = [of_whole_blocks] * (whole > 0) + [of_the_rest] * (whole < inputs.shape[0])
+    all_ys = []
+    for part in parts[::-1] if reverse else parts:
+        carry, ys = part(carry)
+        all_ys.append(ys)
+    return carry, *jax.tree.map(lambda *ys: jnp.concatenate(ys), *(all_ys[::-1] if reverse else all_ys))
 
 
 def _enter(carry: Any, control: Controls, initial: Any) -> Any:
@@ -245,7 +232,7 @@ def _enter(carry: Any, control: Controls, initial: Any) -> Any:
     if "passed" in control:
         carry = scale_gradient(carry, control["passed"])
     if "resets" in control:
-        carry = jax.tree.map(lambda c, i: jnp.where(_unsqueeze(control["resets"], c), i, c), carry, initial)
+        carry = jax.tree.map(lambda c, i: _where(control["resets"], i, c), carry, initial)
     return carry
 
 
@@ -253,7 +240,7 @@ def _keep(new: Any, old: Any, control: Controls) -> Any:
     """The new carry, or past the end of a sequence the old one."""
     if "valid" not in control:
         return new
-    return jax.tree.map(lambda n, o: jnp.where(_unsqueeze(control["valid"], n), n, o), new, old)
+    return jax.tree.map(lambda n, o: _where(control["valid"], n, o), new, old)
 
 
 def _shifted(first: Array, carries: Array, *, reverse: bool) -> Array:
@@ -261,18 +248,13 @@ def _shifted(first: Array, carries: Array, *, reverse: bool) -> Array:
     return jnp.concatenate([carries[1:], first[None]] if reverse else [first[None], carries[:-1]])
 
 
-def _times_transposed(cell: Cell, adjoint: Array, w: Array) -> Array:
-    """`adjoint @ w.T` in the cell's precision."""
-    return cell.product(adjoint, w.T)
-
-
 def _rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _unsqueeze(mask: Array, like: Array) -> Array:
-    """A mask with axes of size 1 behind its own, up to the rank of `like`."""
-    return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim))
+def _where(mask: Array, x: Array, y: Array) -> Array:
+    """`jnp.where` with a mask that has only the leading axes of x and y."""
+    return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, y)
 
 
 def _initial_carry(cell: nnx.RNNCellBase, inputs: Array) -> Any:

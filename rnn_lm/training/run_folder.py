@@ -35,19 +35,18 @@ MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every")
 
 def make_model(config: ConfigDict, vocab_size: int) -> RNNLM:
     """The model that a config describes, with its initial weights."""
-    given = config.model
     return RNNLM(
         vocab_size,
-        given.num_hiddens,
-        cell=given.cell,
-        num_layers=given.num_layers,
-        embed_dim=given.embed_dim,
-        dropout=given.dropout,
-        tie=given.tie,
-        layer_norm=given.layer_norm,
-        dtype=given.dtype,
-        recurrent_init=nnx.initializers.orthogonal(given.initial_radius),
-        **({"activation": given.activation} if given.cell == "elman" else {}),
+        config.model.num_hiddens,
+        cell=config.model.cell,
+        num_layers=config.model.num_layers,
+        embed_dim=config.model.embed_dim,
+        dropout=config.model.dropout,
+        tie=config.model.tie,
+        layer_norm=config.model.layer_norm,
+        dtype=config.model.dtype,
+        recurrent_init=nnx.initializers.orthogonal(config.model.initial_radius),
+        **({"activation": config.model.activation} if config.model.cell == "elman" else {}),
         rngs=nnx.Rngs(params=named_key(config.seed, "params")),
     )
 

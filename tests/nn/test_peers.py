@@ -68,7 +68,10 @@ def test_pytorch_has_the_same_values_and_gradients(kind, with_lengths, bits, tol
         assert_equals_torch(kind, arrays, lengths, jnp.dtype(f"float{bits}"), tolerance)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None,
+    reason="torch is not installed (its build is huge); the committed numbers stand for it",
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_so_has_the_pytorch_that_is_installed_here(kind):
     with jax.enable_x64():
