@@ -92,6 +92,23 @@ def test_one_dispatch_of_many_steps_has_the_same_bits_as_many_of_one():
         np.testing.assert_array_equal(a, b)
 
 
+def test_dropout_depends_on_the_step_whenever_the_log_is_written():
+    model = RNNLM(V, H, rngs=nnx.Rngs(0), dropout=0.5)
+    ids = np.random.default_rng(0).integers(0, V, 70)
+    batches = Batches.of(ids, batch_size=B, segment_length=T, partition="sequential")
+    settings = {"graphdef": nnx.graphdef(model), "optimizer": "sgd", "schedule": "constant"}
+
+    def run(*stops, seed=0):
+        state = TrainState.create(model, "sgd", B)
+        for step in stops:
+            state = replace(jax.tree.map(jnp.array, state), means=Means.none())  # as a train line leaves it
+            state, _ = train_steps(state, jnp.int32(step), batches, numbers(), jax.random.key(seed), **settings)
+        return numpy_params(nnx.merge(settings["graphdef"], state.params))["w_hq"]
+
+    np.testing.assert_array_equal(run(2, 5), run(5))
+    assert np.abs(run(5, seed=1) - run(5)).max() > 0.01
+
+
 def test_it_stops_at_the_step_whose_loss_is_not_finite():
     _, _, state, run, _ = setup()
     state, _ = run(state, 2)
