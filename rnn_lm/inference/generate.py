@@ -92,16 +92,27 @@ def _draw(
     """Draws tokens number `start` to `start + steps` by one scan."""
     model = nnx.merge(graphdef, params)
 
-    def step(state, t):
+    def uniform(t):
+        return jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in, (0, None))(keys, t))
+
+    def step(state, u):
         carry, logits = state
         logits = logits.at[:, 0].set(-jnp.inf)  # never <unk>
         logits -= jnp.max(logits, axis=-1, keepdims=True)  # so that no temperature, however small, overflows
         scaled = logits / jnp.where(temperature > 0, temperature, 1)
         if top_k or top_p < 1:
             scaled = keep_likeliest(scaled, top_k, top_p)
-        drawn = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), scaled)
-        tokens = jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
+        tokens = jnp.where(temperature > 0, _at_quantile(jnp.exp(scaled), u), jnp.argmax(logits, axis=-1))
         carry, logits = model(carry, tokens[None])
         return (carry, logits[0]), tokens
 
-    return jax.lax.scan(step, state, start + jnp.arange(steps))
+    return jax.lax.scan(step, state, jax.vmap(uniform)(start + jnp.arange(steps)))
+
+
+def _at_quantile(weights: Float[Array, "B V"], u: Float[Array, " B"]) -> Int[Array, " B"]:
+    """Token v with probability ∝ its weight: the first at which the share of all weight so far passes u ∈ [0, 1).
+
+    One random number a draw, where a maximum of Gumbel noise would take V.
+    """
+    so_far = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)  # rounding must not reach a token without weight
+    return jnp.argmax(so_far > u[:, None] * so_far.max(axis=-1, keepdims=True), axis=-1)

@@ -10,6 +10,7 @@ Shapes here and in the whole package: T time steps, B batch, D inputs, H hidden 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ from flax import nnx
 from flax.nnx import initializers
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int
+
+from rnn_lm.nn.arrays import rows
 
 glorot, orthogonal, zeros = initializers.glorot_uniform(), initializers.orthogonal(), initializers.zeros_init()
 
@@ -95,7 +98,7 @@ class Cell(nnx.RNNCellBase):
         """`x w_xh + b_h`. Integers are token ids: they pick rows of `w_xh`, as the product with a one-hot would."""
         if not jnp.issubdtype(x.dtype, jnp.integer):
             return self._normalized(self.product(x, self.w_xh[...]), self.scale_x) + self.b_h[...]
-        w_xh = self._rounded(self.w_xh[...]).astype(self.param_dtype)
+        w_xh = self.w_xh[...].astype(self.dtype or self.param_dtype).astype(self.param_dtype)
         if x.size < self.in_features:
             return self._normalized(w_xh[x], self.scale_x) + self.b_h[...]
         return (self._normalized(w_xh, self.scale_x) + self.b_h[...])[x]  # V rows to add to are fewer than T·B
@@ -128,10 +131,7 @@ class Cell(nnx.RNNCellBase):
 
     def product(self, x: Float[Array, "*batch K"], w: Float[Array, "K N"]) -> Float[Array, "*batch N"]:
         """`x @ w` of factors rounded to `dtype`, summed in `param_dtype`."""
-        return jnp.matmul(self._rounded(x), self._rounded(w), preferred_element_type=self.param_dtype)
-
-    def _rounded(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return x.astype(self.dtype or self.param_dtype)
+        return product(x, w, self.dtype)
 
     def _normalized(self, z: Float[Array, "*batch GH"], scale: nnx.Param | None) -> Float[Array, "*batch GH"]:
         """With layer normalisation: mean 0 and variance 1 over the units of each gate, then scaled."""
@@ -139,6 +139,16 @@ class Cell(nnx.RNNCellBase):
             return z
         gates = z.reshape(*z.shape[:-1], self.num_gates, self.hidden_features)
         return standardized(gates).reshape(z.shape) * scale[...]
+
+
+def product(x: Float[Array, "*batch K"], w: Float[Array, "K N"], dtype: Dtype | None) -> Float[Array, "*batch N"]:
+    """`x @ w` of factors rounded to `dtype` (None: as w is), summed in the dtype of w."""
+    factors = x.astype(dtype or w.dtype), w.astype(dtype or w.dtype)
+    multiply = partial(jnp.matmul, preferred_element_type=w.dtype)
+    if x.ndim < 3 or jax.default_backend() != "cpu":
+        return multiply(*factors)
+    # Over several axes, XLA's CPU code takes up to twice as long for the gradient of w.
+    return multiply(rows(factors[0]), factors[1]).reshape(*x.shape[:-1], w.shape[-1])
 
 
 def standardized(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:

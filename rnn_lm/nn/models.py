@@ -9,7 +9,7 @@ from flax.nnx import initializers
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Int
 
-from rnn_lm.nn.cells import CELLS, Stack, dropped
+from rnn_lm.nn.cells import CELLS, Stack, dropped, product
 from rnn_lm.nn.recurrence import unroll
 
 
@@ -53,8 +53,7 @@ class RNNLM(nnx.Module):
         if tie and embed_dim != hidden_features:
             raise ValueError(f"a tied embedding has hidden_features = {hidden_features} entries; embed_dim={embed_dim}")
         self.dropout = dropout
-        self.dtype = dtype or param_dtype
-        self.param_dtype = param_dtype
+        self.dtype = dtype
         spread = hidden_features**-0.5 if tie else 1.0  # so that the first logits are of the order of 1
         self.embedding: Any = (
             nnx.Param(initializers.normal(spread)(rngs.params(), (vocab_size, embed_dim), param_dtype))
@@ -92,8 +91,7 @@ class RNNLM(nnx.Module):
     def output(self, h: Float[Array, "*batch H"]) -> Float[Array, "*batch V"]:
         """The output layer: O = H w_hq + b_q."""
         w_hq = self.embedding[...].T if self.w_hq is None else self.w_hq[...]
-        o = jnp.matmul(h.astype(self.dtype), w_hq.astype(self.dtype), preferred_element_type=self.param_dtype)
-        return o + self.b_q[...]
+        return product(h, w_hq, self.dtype) + self.b_q[...]
 
     def __call__(
         self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None

@@ -1,4 +1,4 @@
-"""`unroll`: a cell run over time by one compiled scan, with a backward pass of its own."""
+"""`unroll`: a cell run over time in one compiled program, with a backward pass of its own."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from rnn_lm.nn import native
+from rnn_lm.nn.arrays import alike, rows, shifted
 from rnn_lm.nn.cells import Cell, Stack
 from rnn_lm.nn.truncation import SegmentTruncation, scale_gradient
 
@@ -36,7 +38,8 @@ def unroll(
 
     The three cells of this package (the GRU with its reset after the product) and stacks of them get the fused
     backward pass: the scan back in time differentiates `gates` alone and stacks the adjoints, of which the gradient of
-    `w_hh` is one matrix product after the loop. Other cells are differentiated by JAX, through the same call.
+    `w_hh` is one matrix product after the loop. Other cells are differentiated by JAX, through the same call. On a CPU
+    with a C++ compiler, float32 sequences without lengths, resets and truncation run as machine code (`native`).
 
     Gradients are full backpropagation through time within the window. To truncate it between windows, apply
     `jax.lax.stop_gradient` to the carry that goes from one to the next.
@@ -87,7 +90,7 @@ def unroll(
     scan: Callable = _fused_scan if backward == "fused" and isinstance(cell, Cell) and cell.separable else _plain_scan
     graphdef, params = nnx.split(cell)
     initial = None if resets is None else _initial_carry(cell, inputs)
-    params, initial, carry, inputs, controls = _alike((params, initial, carry, inputs, controls))
+    params, initial, carry, inputs, controls = alike((params, initial, carry, inputs, controls))
 
     def run(params: Any, carry: Any, inputs: Array, controls: Controls) -> tuple[Any, Any, Array]:
         return scan(nnx.merge(graphdef, params), initial, carry, inputs, controls, reverse)
@@ -164,7 +167,7 @@ def _fused_scan(
     def backward(saved: tuple, cotangents: tuple[Any, Any]) -> tuple:
         small, w_hh, carry, projected, initial, controls, carries, recurrent = saved
         d_last, d_carries = cotangents
-        befores = jax.tree.map(partial(_shifted, reverse=reverse), carry, carries)
+        befores = jax.tree.map(partial(shifted, reverse=reverse), carry, carries)
         one_adjoint = False
 
         def step(state: tuple[Any, Any], inputs: tuple) -> tuple[tuple[Any, Any], tuple[Array, ...]]:
@@ -190,11 +193,20 @@ def _fused_scan(
             reverse=not reverse,
         )
         h = cell.output(jax.vmap(partial(_enter, initial=initial))(befores, controls))
-        d_w_hh = cell.product(_rows(h).T, _rows(adjoints[-1]))
+        d_w_hh = cell.product(rows(h).T, rows(adjoints[-1]))
         return d_small, d_w_hh, d_carry, adjoints[0], None, None
 
     run.defvjp(forward, backward)
-    last, carries = run(small, cell.w_hh[...], carry, cell.project(inputs), initial, controls)
+
+    def all_carries(small: Any, w_hh: Array, carry: Any, projected: Array) -> Any:
+        return scan(False, small, w_hh, carry, projected, None, {})[1][0]
+
+    arguments = small, cell.w_hh[...], carry, cell.project(inputs)
+    if not controls and native.is_for(cell, arguments):
+        carries = native.accelerated(all_carries, cell, reverse)(*arguments)
+        last = jax.tree.map(lambda a: a[0 if reverse else -1], carries)
+    else:
+        last, carries = run(*arguments, initial, controls)
     return last, carries, cell.output(carries)
 
 
@@ -243,15 +255,6 @@ def _keep(new: Any, old: Any, control: Controls) -> Any:
     return jax.tree.map(lambda n, o: _where(control["valid"], n, o), new, old)
 
 
-def _shifted(first: Array, carries: Array, *, reverse: bool) -> Array:
-    """The carry before each step, from the one before the first step and those after each."""
-    return jnp.concatenate([carries[1:], first[None]] if reverse else [first[None], carries[:-1]])
-
-
-def _rows(x: Array) -> Array:
-    return x.reshape(-1, x.shape[-1])
-
-
 def _where(mask: Array, x: Array, y: Array) -> Array:
     """`jnp.where` with a mask that has only the leading axes of x and y."""
     return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, y)
@@ -260,25 +263,6 @@ def _where(mask: Array, x: Array, y: Array) -> Array:
 def _initial_carry(cell: nnx.RNNCellBase, inputs: Array) -> Any:
     ids = jnp.issubdtype(inputs.dtype, jnp.integer)
     return cell.initialize_carry((*inputs.shape[1:], 1) if ids else inputs.shape[1:], nnx.Rngs(0))  # flax's want rngs
-
-
-def _alike(tree: Any) -> Any:
-    """The same arrays, all varying over the same axes of a `jax.shard_map`; outside of one, as they are.
-
-    A `custom_vjp` or a scan refuses arguments of which one is replicated and another is not.
-    """
-
-    def varying(x: Any) -> frozenset[str]:
-        kind = jax.typeof(x)
-        return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
-
-    axes = frozenset().union(*map(varying, jax.tree.leaves(tree)))
-
-    def cast(x: Array) -> Array:
-        missing = tuple(axes - varying(x))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(cast, tree)
 
 
 def _check(

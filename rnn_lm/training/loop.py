@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from rnn_lm.inference.evaluate import evaluate, figures
 from rnn_lm.inference.generate import generate
 from rnn_lm.interrupts import Pending, Stopped, deferred_signals
 from rnn_lm.keys import named_key
+from rnn_lm.nn import native
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
 from rnn_lm.training.config import check_config
@@ -57,6 +59,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     workdir = Path(workdir)
     check_config(config)
+    if jax.default_backend() == "cpu":
+        threading.Thread(target=native.build).start()  # this early it is ready when the first step is traced
     corpus = load_corpus(**config.corpus)
     batches = Batches.of(
         corpus.train.ids,

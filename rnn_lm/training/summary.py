@@ -17,6 +17,7 @@ from rnn_lm.data.corpus import Corpus, Split
 from rnn_lm.files import write_json
 from rnn_lm.inference.evaluate import evaluate, figures
 from rnn_lm.ngram import unigram_nll
+from rnn_lm.nn import native
 from rnn_lm.training.metrics import read_metrics
 from rnn_lm.training.run_folder import SUMMARY, load_checkpoint
 
@@ -41,6 +42,7 @@ def write_summary(
         "wall_seconds": None,
         "tokens_per_second": tokens_per_second,
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
+        "machine_code": native.is_available(),  # whether unroll has it; the bits of a run depend on it
         "versions": _versions(),
         "corpus": {
             "source": corpus.name,

@@ -90,3 +90,12 @@ def test_top_k_and_top_p():
     logits = jnp.zeros((1, 5))  # ties: no more than were asked for
     assert kept(2, 1.0) == [0, 1]
     assert kept(0, 0.5) == [0, 1, 2]
+
+
+def test_a_token_without_weight_is_never_drawn():
+    kept = np.random.default_rng(0).random((200, 300)) < 0.1
+    weights = jnp.where(kept, jax.random.uniform(jax.random.key(0), kept.shape), 0.0)
+    for u in (0.0, 0.3, 1 - 2**-24):
+        tokens = module._at_quantile(weights, jnp.full(200, u))
+        assert kept[np.arange(200), tokens].all()
+    assert (module._at_quantile(weights, jnp.zeros(200)) == kept.argmax(-1)).all()
