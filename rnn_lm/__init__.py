@@ -19,6 +19,8 @@ _HOMES = {
     "Stack": "rnn_lm.nn.cells",
     "unroll": "rnn_lm.nn.recurrence",
     "SegmentTruncation": "rnn_lm.nn.truncation",
+    "WindowTruncation": "rnn_lm.nn.truncation",
+    "RandomizedTruncation": "rnn_lm.nn.truncation",
     "RNNLM": "rnn_lm.nn.models",
     "cross_entropy": "rnn_lm.nn.losses",
     "Batches": "rnn_lm.data.batches",

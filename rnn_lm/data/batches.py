@@ -1,5 +1,6 @@
 """Which tokens step s sees: a pure function of (seed, s). There is no iterator to save: the position *is* the step."""
 
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -23,42 +24,56 @@ class Batches:
     - "sequential": B parallel streams; a window continues where the same row of the batch before it ended.
     - "random": the windows of T tokens in random order, each at most once an epoch.
 
-    The text is kept as rows of T tokens. A window then starts at a (row, column), the column being d for all windows
+    With a stride S < T each window starts S tokens after the one before it and begins with T − S tokens of that one;
+    d is drawn from [0, S) then, and an epoch has about T / S times as many steps.
+
+    The text is kept as rows of S tokens. A window then starts at a (row, column), the column being d for all windows
     of an epoch, so positions stay small numbers however long the text is.
     """
 
-    rows: Int[Array, "R T"]
+    rows: Int[Array, "R S"]
     seed: int | Int[Array, ""]
     batch_size: int = field(metadata={"static": True})
+    segment_length: int = field(metadata={"static": True})
     partition: str = field(metadata={"static": True})
 
     @classmethod
-    def of(cls, ids: np.ndarray, *, batch_size: int, segment_length: int, partition: str, seed: int = 0) -> "Batches":
-        """Puts the token ids [N] on the device.
+    def of(
+        cls,
+        ids: np.ndarray,
+        *,
+        batch_size: int,
+        segment_length: int,
+        partition: str,
+        stride: int = 0,
+        seed: int = 0,
+    ) -> "Batches":
+        """Puts the token ids [N] on the device. A stride of 0 is one of `segment_length`.
 
         Raises:
           UserError: where the text is too short for one minibatch, or no such partition exists.
         """
         if partition not in PARTITIONS:
             raise unknown_name("partition", partition, PARTITIONS)
-        needed = batch_size * segment_length + segment_length + 1
+        stride = stride or segment_length
+        needed = (batch_size + math.ceil(segment_length / stride)) * stride + 1
         if len(ids) < needed:
             raise UserError(
                 f"the training text has {len(ids)} tokens, and one minibatch of {batch_size} windows of "
                 f"{segment_length} takes {needed}; give a longer text, or a smaller batch_size or segment_length"
             )
-        whole_rows = (len(ids) - 1) // segment_length  # the last label of the last window needs one token more
-        rows = np.asarray(ids[: whole_rows * segment_length], np.int32).reshape(-1, segment_length)
-        return cls(jnp.asarray(rows), seed, batch_size, partition)
+        whole_rows = (len(ids) - 1) // stride  # the last label of the last window needs one token more
+        rows = np.asarray(ids[: whole_rows * stride], np.int32).reshape(-1, stride)
+        return cls(jnp.asarray(rows), seed, batch_size, segment_length, partition)
 
     @property
-    def segment_length(self) -> int:
+    def stride(self) -> int:
         return self.rows.shape[1]
 
     @property
     def num_windows(self) -> int:
-        """Windows that fit behind every offset: all of an epoch's T inputs and the label after the last."""
-        return self.rows.shape[0] - 1
+        """Windows that fit behind every offset: all of an epoch's inputs and the label after the last."""
+        return self.rows.shape[0] - math.ceil(self.segment_length / self.stride)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -66,9 +81,9 @@ class Batches:
 
     def __call__(self, step: int | Int[Array, ""]) -> tuple[Int[Array, "T B"], Int[Array, "T B"], Bool[Array, ""]]:
         """Minibatch number `step`: inputs, labels (the inputs shifted by one), and whether the state starts anew."""
-        T, B = self.segment_length, self.batch_size
+        T, S, B = self.segment_length, self.stride, self.batch_size
         epoch, index = jnp.divmod(jnp.asarray(step, jnp.int32), self.steps_per_epoch)
-        offset = jax.random.randint(named_key(self.seed, "offset", epoch), (), 0, T)
+        offset = jax.random.randint(named_key(self.seed, "offset", epoch), (), 0, S)
         if self.partition == "sequential":
             starts = jnp.arange(B) * self.steps_per_epoch + index
             restart = index == 0
@@ -76,8 +91,9 @@ class Batches:
             key = named_key(self.seed, "shuffle", epoch)
             starts = shuffled(index * B + jnp.arange(B), self.num_windows, key)
             restart = jnp.bool_(True)
-        two_rows = self.rows[starts[:, None] + jnp.arange(2)].reshape(B, 2 * T)
-        windows = jax.lax.dynamic_slice_in_dim(two_rows, offset, T + 1, axis=1).T
+        touched = jnp.arange(1 + math.ceil(T / S))  # rows that a window may reach into
+        tokens = self.rows[starts[:, None] + touched].reshape(B, -1)
+        windows = jax.lax.dynamic_slice_in_dim(tokens, offset, T + 1, axis=1).T
         return windows[:-1], windows[1:], restart
 
 

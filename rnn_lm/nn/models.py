@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from rnn_lm.nn.cells import CELLS, Stack, dropped, product
 from rnn_lm.nn.recurrence import unroll
+from rnn_lm.nn.truncation import Truncation
 
 
 class RNNLM(nnx.Module):
@@ -79,11 +80,17 @@ class RNNLM(nnx.Module):
         return self.cell.initialize_carry((batch_size, 1))
 
     def hidden(
-        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None, return_carries: bool = False
+        self,
+        carry: Any,
+        tokens: Int[Array, "T B"],
+        *,
+        key: Array | None = None,
+        truncation: Truncation | None = None,
+        return_carries: bool = False,
     ) -> tuple[Any, Float[Array, "T B H"]]:
         """Token ids → the state after the last of them (or after each, stacked), and every hidden state H_t."""
         inputs = tokens if self.embedding is None else self.embedding[tokens]
-        carry, h = unroll(self.cell, carry, inputs, key=key, return_carries=return_carries)
+        carry, h = unroll(self.cell, carry, inputs, key=key, truncation=truncation, return_carries=return_carries)
         if key is not None:
             h = dropped(h, self.dropout, jax.random.fold_in(key, 0))  # between the layers: 1, 2, …
         return carry, h

@@ -14,10 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 from rnn_lm.nn import native
 from rnn_lm.nn.arrays import alike, rows, shifted
 from rnn_lm.nn.cells import Cell, Stack
-from rnn_lm.nn.truncation import SegmentTruncation, scale_gradient
-
-# What happens at each step besides the cell's own arithmetic, by name, all with a leading time axis; absent = nothing.
-Controls = dict[str, Array]  # "resets" [T, B], "passed" [T], "valid" [T, B]
+from rnn_lm.nn.controls import Controls, controls_of, enter, initial_carry, keep, without_padding
+from rnn_lm.nn.truncation import Truncation, WindowTruncation
+from rnn_lm.nn.window import with_window_gradient
 
 
 def unroll(
@@ -25,7 +24,7 @@ def unroll(
     carry: Any,
     inputs: Float[Array, "T *batch D"] | Int[Array, "T *batch"],
     *,
-    truncation: SegmentTruncation | None = None,
+    truncation: Truncation | None = None,
     lengths: Int[Array, "*batch"] | None = None,
     resets: Bool[Array, "T *batch"] | None = None,
     reverse: bool = False,
@@ -63,6 +62,17 @@ def unroll(
         a value it cannot have.
       TypeError: where a dtype is not the one expected.
     """
+    if isinstance(truncation, WindowTruncation) and truncation.steps < len(inputs):
+        if remat is not None or backward != "fused":
+            raise ValueError("truncation: a WindowTruncation has a gradient of its own; leave out remat and backward")
+        options: dict[str, Any] = {"lengths": lengths, "resets": resets, "reverse": reverse, "key": key}
+        stack, carry = (cell, carry) if isinstance(cell, Stack) else (Stack([cell]), (carry,))
+        values = unroll(stack, carry, inputs, return_carries=True, **options)
+        carries, outputs = with_window_gradient(stack, truncation.steps, carry, inputs, values, **options)
+        carries = carries if isinstance(cell, Stack) else carries[0]
+        return (carries if return_carries else jax.tree.map(lambda c: c[0 if reverse else -1], carries)), outputs
+    if isinstance(truncation, WindowTruncation):
+        truncation = None  # as many steps as there are: the whole gradient
     if isinstance(cell, Stack):
         if not isinstance(carry, tuple) or len(carry) != len(cell.cells):
             raise ValueError(
@@ -75,21 +85,16 @@ def unroll(
         return cell.run_layers(unroll_layer, carry, inputs, key)
     _check(cell, carry, inputs, lengths, resets, remat, backward)
     num_steps = inputs.shape[0]
-    controls: Controls = {}
-    if resets is not None:
-        controls["resets"] = resets
+    controls = controls_of(num_steps, lengths, resets)
     if truncation is not None:
         controls["passed"] = truncation.passed(num_steps, reverse=reverse)
-    if lengths is not None:
-        controls["valid"] = jnp.arange(num_steps).reshape(-1, *(1,) * lengths.ndim) < lengths
-        # What stands in the padding, be it no number or no token, must not reach a gradient.
-        inputs = _where(controls["valid"], inputs, jnp.zeros_like(inputs))
+    inputs = without_padding(inputs, controls)
     if isinstance(cell, Cell) and jnp.issubdtype(inputs.dtype, jnp.integer) and _outside(inputs, cell.in_features):
         raise ValueError(f"inputs: expected ids from 0 to {cell.in_features - 1}; got {inputs.min()} to {inputs.max()}")
 
     scan: Callable = _fused_scan if backward == "fused" and isinstance(cell, Cell) and cell.separable else _plain_scan
     graphdef, params = nnx.split(cell)
-    initial = None if resets is None else _initial_carry(cell, inputs)
+    initial = None if resets is None else initial_carry(cell, inputs)
     params, initial, carry, inputs, controls = alike((params, initial, carry, inputs, controls))
 
     def run(params: Any, carry: Any, inputs: Array, controls: Controls) -> tuple[Any, Any, Array]:
@@ -100,8 +105,7 @@ def unroll(
         last, carries, outputs = _in_blocks(run, block, params, carry, inputs, controls, reverse)
     else:
         last, carries, outputs = run(params, carry, inputs, controls)
-    if lengths is not None:
-        outputs = _where(controls["valid"], outputs, jnp.zeros_like(outputs))
+    outputs = without_padding(outputs, controls)
     return (carries if return_carries else last), outputs
 
 
@@ -114,13 +118,13 @@ def _plain_scan(
 
     def step(carry: Any, inputs: tuple[Array, Controls]) -> tuple[Any, tuple[Any, Array]]:
         x, control = inputs
-        entered = _enter(carry, control, initial)
+        entered = enter(carry, control, initial)
         if hoisted:
             new = cell.step(entered, x)
             output = cell.output(new)
         else:
             new, output = cell(entered, x)
-        new = _keep(new, carry, control)
+        new = keep(new, carry, control)
         return new, (new, output)
 
     last, (carries, outputs) = lax.scan(step, carry, (xs, controls), reverse=reverse)
@@ -141,14 +145,14 @@ def _fused_scan(
 
     def finish(small: Any, carry: Any, entered: Any, projected: Array, recurrent: Array, control: Controls) -> Any:
         new = nnx.merge(graphdef, absent, small).gates(entered, projected, recurrent)
-        return _keep(new, carry, control)
+        return keep(new, carry, control)
 
     def scan(
         saving: bool, small: Any, w_hh: Array, carry: Any, projected: Array, initial: Any, controls: Controls
     ) -> tuple[Any, tuple[Any, Array | None]]:
         def step(carry: Any, inputs: tuple[Array, Controls]) -> tuple[Any, tuple[Any, Array | None]]:
             projected, control = inputs
-            entered = _enter(carry, control, initial)
+            entered = enter(carry, control, initial)
             recurrent = cell.product(cell.output(entered), w_hh)
             new = finish(small, carry, entered, projected, recurrent, control)
             return new, (new, recurrent if saving else None)
@@ -175,7 +179,7 @@ def _fused_scan(
             d_carry, d_small = state
             d_new, before, projected, recurrent, control = inputs
             d_new = jax.tree.map(jnp.add, d_carry, d_new)
-            entered, leave = jax.vjp(lambda c: _enter(c, control, initial), before)
+            entered, leave = jax.vjp(lambda c: enter(c, control, initial), before)
             _, of_gates = jax.vjp(partial(finish, control=control), small, before, entered, projected, recurrent)
             d_small_t, d_before, d_entered, d_projected, d_recurrent = of_gates(d_new)
             # Cells that add the two products hand back one and the same adjoint: it is stacked once.
@@ -192,7 +196,7 @@ def _fused_scan(
             (d_carries, befores, projected, recurrent, controls),
             reverse=not reverse,
         )
-        h = cell.output(jax.vmap(partial(_enter, initial=initial))(befores, controls))
+        h = cell.output(jax.vmap(partial(enter, initial=initial))(befores, controls))
         d_w_hh = cell.product(rows(h).T, rows(adjoints[-1]))
         return d_small, d_w_hh, d_carry, adjoints[0], None, None
 
@@ -237,32 +241,6 @@ def _in_blocks(
         carry, ys = part(carry)
         all_ys.append(ys)
     return carry, *jax.tree.map(lambda *ys: jnp.concatenate(ys), *(all_ys[::-1] if reverse else all_ys))
-
-
-def _enter(carry: Any, control: Controls, initial: Any) -> Any:
-    """The carry as a step finds it: reset, or with its gradient cut off."""
-    if "passed" in control:
-        carry = scale_gradient(carry, control["passed"])
-    if "resets" in control:
-        carry = jax.tree.map(lambda c, i: _where(control["resets"], i, c), carry, initial)
-    return carry
-
-
-def _keep(new: Any, old: Any, control: Controls) -> Any:
-    """The new carry, or past the end of a sequence the old one."""
-    if "valid" not in control:
-        return new
-    return jax.tree.map(lambda n, o: _where(control["valid"], n, o), new, old)
-
-
-def _where(mask: Array, x: Array, y: Array) -> Array:
-    """`jnp.where` with a mask that has only the leading axes of x and y."""
-    return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, y)
-
-
-def _initial_carry(cell: nnx.RNNCellBase, inputs: Array) -> Any:
-    ids = jnp.issubdtype(inputs.dtype, jnp.integer)
-    return cell.initialize_carry((*inputs.shape[1:], 1) if ids else inputs.shape[1:], nnx.Rngs(0))  # flax's want rngs
 
 
 def _check(

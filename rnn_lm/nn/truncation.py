@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,55 @@ class SegmentTruncation:
         """What the gradient of the state that step t starts from is multiplied by; the segments start at step 0."""
         boundary = jnp.arange(num_steps) + int(reverse)
         return jnp.where((boundary % self.steps == 0) & (boundary > 0) & (boundary < num_steps), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class WindowTruncation:
+    """The loss of step t differentiates through the steps t − steps + 1 to t; the state before them is a constant.
+
+    A step past the end of a sequence is none. In a stack the steps are those of all layers together. The gradient
+    takes `steps` times as long as that of the whole window.
+    """
+
+    steps: int
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; a window has at least 1")
+
+
+@dataclass(frozen=True)
+class RandomizedTruncation:
+    """The gradient that passes from step t to step t − 1 is multiplied by ξ_t ∈ {0, 1/π}, P(ξ_t = 1/π) = π.
+
+    Its mean is the whole gradient. All sequences and layers share the ξ_t, which `key` draws.
+
+    Reference: Tallec, Ollivier, Unbiasing truncated backpropagation through time, 2017.
+
+    Args:
+      keep_probability: π, one for all steps or one for each, [T].
+      key: which draw.
+    """
+
+    keep_probability: float | Float[Array, "*T"]
+    key: Key[Array, ""]
+
+    def __post_init__(self):
+        if not isinstance(self.keep_probability, jax.core.Tracer):
+            with jax.ensure_compile_time_eval():
+                probability = jnp.asarray(self.keep_probability)
+                fits = bool(((probability > 0) & (probability <= 1)).all())
+            if not fits:
+                raise ValueError(f"keep_probability is {self.keep_probability}; it must be above 0 and at most 1")
+
+    def passed(self, num_steps: int, *, reverse: bool = False) -> Float[Array, "T"]:
+        """What the gradient of the state that step t starts from is multiplied by."""
+        probability = jnp.broadcast_to(self.keep_probability, (num_steps,))
+        scale = jnp.where(jax.random.bernoulli(self.key, probability), 1 / probability, 0.0)
+        return scale.at[num_steps - 1 if reverse else 0].set(1.0)  # no step is before the first
+
+
+Truncation = SegmentTruncation | WindowTruncation | RandomizedTruncation
 
 
 def scale_gradient(tree: Any, factor: Float[Array, ""]) -> Any:

@@ -76,6 +76,20 @@ FIELDS = {
     "model.initial_radius": Field(
         1.0, "W_hh starts as a random orthogonal matrix (one a gate) times this, its spectral radius"
     ),
+    "truncation.kind": Field(
+        "none",
+        "where the gradient stops inside a window: segment, every so many steps; window, each loss looks back so many; "
+        "randomized, at random and unbiased; tbptt, an update every few tokens that looks back segment_length",
+        names=("none", "segment", "window", "randomized", "tbptt"),
+    ),
+    "truncation.steps": Field(
+        0,
+        "steps that a gradient goes back at most, of segment, window and tbptt; segment_length or more: all of them",
+    ),
+    "truncation.update_every": Field(0, "tokens between two updates, of tbptt only; at most truncation.steps"),
+    "truncation.keep_probability": Field(
+        0.0, "probability that the gradient passes from one step to the one before, of randomized only", high=1
+    ),
     "optimizer.name": Field("adam", "the optimizer", names=("sgd", "adam", "adamw")),
     "optimizer.learning_rate": Field(2e-3, "step size, after the warm-up"),
     "optimizer.momentum": Field(0.0, "heavy-ball momentum, of sgd only; 0: none", high=1),
@@ -164,8 +178,37 @@ def check_config(config: ConfigDict) -> None:
             f"config.model.tie needs config.model.embed_dim = num_hiddens = {config.model.num_hiddens}; "
             f"it is {config.model.embed_dim}"
         )
+    _check_truncation(config)
     if config.corpus.max_vocab == 1:
         raise UserError("config.corpus.max_vocab is 1, which leaves <unk> alone; it must be 0 (all) or at least 2")
+
+
+def _check_truncation(config: ConfigDict) -> None:
+    given = config.truncation
+    readers = {
+        "steps": ("segment", "window", "tbptt"),
+        "update_every": ("tbptt",),
+        "keep_probability": ("randomized",),
+    }
+    for name, kinds in readers.items():
+        if bool(given[name]) != (given.kind in kinds):
+            must = "more than 0" if given.kind in kinds else "left out"
+            raise UserError(
+                f"config.truncation.{name} is {given[name]}; with truncation.kind {given.kind} it must be {must}"
+            )
+    if given.kind == "tbptt":
+        if given.steps != config.segment_length or given.update_every > given.steps:
+            raise UserError(
+                f"tbptt needs truncation.update_every ≤ truncation.steps = segment_length; they are "
+                f"{given.update_every}, {given.steps} and {config.segment_length}"
+            )
+        if config.partition != "sequential":
+            raise UserError("tbptt carries the state from one update to the next; set partition to sequential")
+
+
+def tokens_per_step(config: ConfigDict) -> int:
+    """Tokens whose losses one update averages."""
+    return config.batch_size * (config.truncation.update_every or config.segment_length)
 
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}

@@ -27,7 +27,7 @@ from rnn_lm.keys import named_key
 from rnn_lm.nn import native
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
-from rnn_lm.training.config import check_config
+from rnn_lm.training.config import check_config, tokens_per_step
 from rnn_lm.training.metrics import Record
 from rnn_lm.training.progress import ProgressDisplay
 from rnn_lm.training.run_folder import (
@@ -67,6 +67,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         batch_size=config.batch_size,
         segment_length=config.segment_length,
         partition=config.partition,
+        stride=config.truncation.update_every,
         seed=config.seed,
     )
     check_folder(workdir, config, corpus)
@@ -139,13 +140,16 @@ class Trainer:
         self.corpus = corpus
         make = partial(make_model, config, len(corpus.vocabulary))
         self.graphdef, _ = nnx.split(nnx.eval_shape(make), nnx.Param)
+        draws = {"dropout": config.model.dropout, "truncation": config.truncation.kind == "randomized"}
         self._dispatch = partial(
             train_steps,
             batches=batches,
             graphdef=self.graphdef,
             optimizer=config.optimizer.name,
             schedule=config.optimizer.schedule,
-            key=named_key(config.seed, "dropout") if config.model.dropout else None,
+            keys={name: named_key(config.seed, name) for name, on in draws.items() if on},
+            truncation=config.truncation.kind,
+            truncation_steps=config.truncation.steps,
         )
         create = jax.jit(lambda: TrainState.create(make(), config.optimizer.name, config.batch_size))
         self.best = Best()
@@ -219,6 +223,7 @@ class Trainer:
         """The hyper-parameters that are arguments of the compiled step."""
         numbers = {k: v for k, v in self.config.optimizer.items() if not isinstance(v, str)}
         numbers |= {"steps": self.config.steps, "plateau_factor": self.best.plateau_factor}
+        numbers["keep_probability"] = self.config.truncation.keep_probability
         return {name: jnp.float32(value) for name, value in numbers.items()}
 
     def _due(self, step: int, every: int) -> bool:
@@ -305,4 +310,4 @@ class Trainer:
         )
 
     def _tokens(self, steps: int) -> int:
-        return steps * self.config.batch_size * self.config.segment_length
+        return steps * tokens_per_step(self.config)

@@ -1,6 +1,6 @@
 """The compiled part of training: many optimizer steps in one dispatch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rnn_lm.data.batches import Batches
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
 from rnn_lm.training.optimizers import Numbers, learning_rate, make_optimizer
+
+# What the config's truncation.kind is inside a window. Those of tbptt overlap instead.
+TRUNCATIONS: dict[str, Callable[..., Truncation | None]] = {
+    "none": lambda steps, numbers, keys: None,
+    "segment": lambda steps, numbers, keys: SegmentTruncation(steps),
+    "window": lambda steps, numbers, keys: WindowTruncation(steps),
+    "randomized": lambda steps, numbers, keys: RandomizedTruncation(numbers["keep_probability"], keys["truncation"]),
+    "tbptt": lambda steps, numbers, keys: None,
+}
 
 
 @jax.tree_util.register_dataclass
@@ -56,26 +66,38 @@ class TrainState:
         return cls(params, opt_state, model.initialize_carry(batch_size), jnp.int32(0), Means.none(), jnp.bool_(True))
 
 
-@partial(jax.jit, static_argnames=("graphdef", "optimizer", "schedule"), donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames=("graphdef", "optimizer", "schedule", "truncation", "truncation_steps"),
+    donate_argnames="state",
+)
 def train_steps(
     state: TrainState,
     until: Int[Array, ""],
     batches: Batches,
     numbers: Numbers,
-    key: Key[Array, ""] | None = None,
+    keys: Mapping[str, Key[Array, ""]],
     *,
     graphdef: nnx.GraphDef,
     optimizer: str,
     schedule: str,
+    truncation: str = "none",
+    truncation_steps: int = 0,
 ) -> tuple[TrainState, Mapping[str, Any]]:
     """Takes steps until number `until`, or until a loss is not finite. Also returns a copy of what the log needs.
 
-    A key turns dropout on; step number s drops by `fold_in(key, s)`.
+    The keys are those of "dropout", which is off without one, and of randomized "truncation"; step number s draws by
+    `fold_in(key, s)`.
     """
+    new = batches.stride  # tokens that no step before has trained on: the last ones of each window
 
-    def loss_fn(params, carry, inputs, labels, key):
-        carry, logits = nnx.merge(graphdef, params)(carry, inputs, key=key)
-        return cross_entropy(logits, labels).mean(), carry
+    def loss_fn(params, carry, inputs, labels, keys):
+        model = nnx.merge(graphdef, params)
+        where = TRUNCATIONS[truncation](truncation_steps, numbers, keys)
+        carries, h = model.hidden(carry, inputs, key=keys.get("dropout"), truncation=where, return_carries=True)
+        # The next window starts where this one's new tokens did, so many steps further.
+        carry = jax.tree.map(lambda c: c[new - 1], carries)
+        return cross_entropy(model.output(h[-new:]), labels[-new:]).mean(), carry
 
     initial = nnx.merge(graphdef, state.params).initialize_carry(batches.batch_size)
 
@@ -83,9 +105,8 @@ def train_steps(
         inputs, labels, restart = batches(state.step)
         # Where segments meet: the state goes on (or starts anew with the epoch), the gradient stops.
         carry = jax.tree.map(lambda new, h: jax.lax.stop_gradient(jnp.where(restart, new, h)), initial, state.carry)
-        (nll, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, carry, inputs, labels, None if key is None else jax.random.fold_in(key, state.step)
-        )
+        step_keys = {name: jax.random.fold_in(key, state.step) for name, key in keys.items()}
+        (nll, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, carry, inputs, labels, step_keys)
         grad_norm = optax.tree.norm(grads)
         rate = learning_rate(schedule, numbers, state.step)
         updates, opt_state = make_optimizer(optimizer, numbers, rate).update(grads, state.opt_state, state.params)

@@ -18,6 +18,7 @@ from rnn_lm.files import write_json
 from rnn_lm.inference.evaluate import evaluate, figures
 from rnn_lm.ngram import unigram_nll
 from rnn_lm.nn import native
+from rnn_lm.training.config import tokens_per_step
 from rnn_lm.training.metrics import read_metrics
 from rnn_lm.training.run_folder import SUMMARY, load_checkpoint
 
@@ -36,7 +37,7 @@ def write_summary(
     summary: dict[str, Any] = {
         "steps": steps,
         "best_step": best_step,
-        "tokens": steps * config.batch_size * config.segment_length,
+        "tokens": steps * tokens_per_step(config),
         "num_params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
         "seconds_to_first_step": seconds_to_first_step,
         "wall_seconds": None,

@@ -6,8 +6,8 @@ import pytest
 from rnn_lm.data.batches import Batches, shuffled
 
 
-def make(ids, B, T, partition="sequential", seed=0):
-    return Batches.of(np.asarray(ids), batch_size=B, segment_length=T, partition=partition, seed=seed)
+def make(ids, B, T, partition="sequential", seed=0, stride=0):
+    return Batches.of(np.asarray(ids), batch_size=B, segment_length=T, partition=partition, seed=seed, stride=stride)
 
 
 def epoch(batches, number=0):
@@ -49,6 +49,24 @@ def test_an_epoch_sees_each_token_at_most_once_and_drops_only_a_remainder(B, T, 
         assert restart.all()
 
 
+@pytest.mark.parametrize("B, T, S", [(1, 4, 1), (2, 6, 3), (3, 7, 3), (2, 5, 4)])
+def test_with_a_stride_windows_overlap(B, T, S):
+    ids = np.arange(120)
+    batches = make(ids, B, T, stride=S)
+    inputs, labels, restart = epoch(batches)
+    np.testing.assert_array_equal(labels, inputs + 1)
+    np.testing.assert_array_equal(np.diff(inputs, axis=1), 1)
+    np.testing.assert_array_equal(np.diff(inputs, axis=0), S)
+    new = inputs[:, -S:]  # what no window before has trained on
+    assert len(np.unique(new)) == new.size and labels.max() < len(ids)
+    assert new.size >= len(ids) - 1 - T - S - B * S
+    np.testing.assert_array_equal(restart, np.arange(len(inputs)) == 0)
+    least = (B + -(-T // S)) * S + 1
+    assert make(ids[:least], B, T, stride=S).steps_per_epoch == 1
+    with pytest.raises(ValueError, match=f"takes {least}"):
+        make(ids[: least - 1], B, T, stride=S)
+
+
 def test_offsets_and_orders_differ_between_epochs_and_seeds():
     ids = np.arange(2000)
     starts = {int(make(ids, 2, 50, seed=seed)(step)[0][0, 0]) for seed in range(3) for step in (0, 19, 38)}
@@ -62,7 +80,7 @@ def test_a_step_is_the_same_alone_in_a_loop_and_under_vmap_of_seeds():
     batches = make(ids, 3, 4, "random", seed=5)
     looped = jax.lax.map(lambda s: batches(s)[0], jnp.arange(50))
     np.testing.assert_array_equal(looped[37], batches(37)[0])
-    of_seed = jax.vmap(lambda seed: Batches(batches.rows, seed, 3, "random")(37)[0])(jnp.arange(7))
+    of_seed = jax.vmap(lambda seed: Batches(batches.rows, seed, 3, 4, "random")(37)[0])(jnp.arange(7))
     np.testing.assert_array_equal(of_seed[5], batches(37)[0])
 
 

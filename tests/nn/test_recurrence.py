@@ -81,7 +81,7 @@ def loop(cell, carry, x, *, lengths=None, resets=None, reverse=False, truncation
 def loss_of(run, cell, t=T, b=B, h=H):
     """`(params, carry, x) → number` that looks at the last carry and at all outputs."""
     graphdef, _ = nnx.split(cell)
-    weights = jax.random.normal(jax.random.key(3), (t, b, h), cell.param_dtype)
+    weights = jax.random.normal(jax.random.key(3), (t, b, h), getattr(cell, "param_dtype", jnp.float32))
 
     def loss(params, carry, x):
         carry, y = run(nnx.merge(graphdef, params), carry, x)

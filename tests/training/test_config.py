@@ -13,6 +13,7 @@ from rnn_lm.errors import UserError
 from rnn_lm.nn.cells import ACTIVATIONS, CELLS
 from rnn_lm.training.config import FIELDS, check_config, complete_config, default_config, load_config, set_field
 from rnn_lm.training.optimizers import OPTIMIZERS, SCHEDULES
+from rnn_lm.training.step import TRUNCATIONS
 
 ROOT = Path(rnn_lm.__file__).parent
 EXPERIMENTS = sorted((ROOT.parent / "experiments").glob("*.py"))
@@ -29,6 +30,7 @@ def test_the_names_in_the_table_are_those_that_the_code_looks_up():
         "model.dtype": ["float32", "bfloat16"],
         "optimizer.name": OPTIMIZERS,
         "optimizer.schedule": SCHEDULES,
+        "truncation.kind": TRUNCATIONS,
     }
     assert {name: list(field.names) for name, field in FIELDS.items() if field.names} == {
         name: list(table) for name, table in tables.items()
@@ -99,6 +101,35 @@ def test_values_out_of_range_are_refused(name, value, message):
     set_field(config, name, value)
     with pytest.raises(UserError, match=re.escape(message)):
         check_config(config)
+
+
+@pytest.mark.parametrize(
+    "truncation, message",
+    [
+        ({"kind": "segment"}, "config.truncation.steps is 0; with truncation.kind segment it must be more than 0"),
+        ({"kind": "window", "steps": -1}, "config.truncation.steps is -1; it must be at least 0"),
+        ({"steps": 3}, "config.truncation.steps is 3; with truncation.kind none it must be left out"),
+        (
+            {"kind": "randomized"},
+            "config.truncation.keep_probability is 0.0; with truncation.kind randomized it must be",
+        ),
+        ({"kind": "randomized", "keep_probability": 1.5}, "keep_probability is 1.5; it must be from 0 to 1"),
+        ({"kind": "tbptt", "steps": 64}, "config.truncation.update_every is 0"),
+        ({"kind": "tbptt", "steps": 64, "update_every": 65}, "they are 65, 64 and 64"),
+        ({"kind": "tbptt", "steps": 32, "update_every": 8}, "they are 8, 32 and 64"),
+        ({"kind": "windows", "steps": 8}, "did you mean 'window'"),
+    ],
+)
+def test_truncations_that_cannot_be_are_refused(truncation, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_config(complete_config({"truncation": truncation}))
+
+
+def test_tbptt_carries_the_state():
+    given = {"partition": "random", "truncation": {"kind": "tbptt", "steps": 64, "update_every": 8}}
+    with pytest.raises(UserError, match="set partition to sequential"):
+        check_config(complete_config(given))
+    check_config(complete_config(given | {"partition": "sequential"}))
 
 
 def test_an_activation_is_of_the_elman_cell_only():

@@ -285,3 +285,18 @@ def test_two_layers_of_lstm_with_dropout_stopped_and_resumed_end_with_the_same_b
     model, vocabulary = load(tmp_path / "through")
     result = evaluate(model, vocabulary.encode("the time traveller smiled"))
     assert result.nll < np.log(len(vocabulary)) and set(result.max_abs) == {"h", "c"}
+
+
+@pytest.mark.parametrize(
+    "truncation", [{"kind": "randomized", "keep_probability": 0.5}, {"kind": "tbptt", "steps": 8, "update_every": 2}]
+)
+def test_a_truncated_run_stopped_and_resumed_ends_with_the_same_bits(tmp_path, text_file, monkeypatch, truncation):
+    config = small_config(text_file, **{f"truncation__{name}": value for name, value in truncation.items()})
+    summary = train(config, tmp_path / "through")
+    assert summary["tokens"] == 60 * 4 * truncation.get("update_every", 8)
+    assert read_metrics(tmp_path / "through")[-1]["tokens"] == summary["tokens"]
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, 23)
+        train(config, tmp_path / "stopped")
+    train(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "through", tmp_path / "stopped")

@@ -7,7 +7,9 @@ import pytest
 from flax import nnx
 
 from rnn_lm.data.batches import Batches
+from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
 from rnn_lm.training.step import Means, TrainState, train_steps
 from tests.reference import forward, gradients, numpy_params
 
@@ -29,7 +31,7 @@ def setup(partition="sequential", optimizer="sgd"):
 
     def run(state, until, **changes):
         names = {"optimizer": optimizer, "schedule": "constant"}
-        return train_steps(state, jnp.int32(until), batches, numbers(**changes), graphdef=graphdef, **names)
+        return train_steps(state, jnp.int32(until), batches, numbers(**changes), {}, graphdef=graphdef, **names)
 
     return model, batches, state, run, lambda state: nnx.merge(graphdef, state.params)
 
@@ -102,7 +104,9 @@ def test_dropout_depends_on_the_step_whenever_the_log_is_written():
         state = TrainState.create(model, "sgd", B)
         for step in stops:
             state = replace(jax.tree.map(jnp.array, state), means=Means.none())  # as a train line leaves it
-            state, _ = train_steps(state, jnp.int32(step), batches, numbers(), jax.random.key(seed), **settings)
+            state, _ = train_steps(
+                state, jnp.int32(step), batches, numbers(), {"dropout": jax.random.key(seed)}, **settings
+            )
         return numpy_params(nnx.merge(settings["graphdef"], state.params))["w_hq"]
 
     np.testing.assert_array_equal(run(2, 5), run(5))
@@ -127,7 +131,68 @@ def test_one_batch_can_be_learned_by_heart():
     graphdef, _ = nnx.split(model, nnx.Param)
     state = TrainState.create(model, "adam", B)
     settings = {"graphdef": graphdef, "optimizer": "adam", "schedule": "constant"}
-    state, _ = train_steps(state, jnp.int32(400), batches, numbers(learning_rate=0.01), **settings)
+    state, _ = train_steps(state, jnp.int32(400), batches, numbers(learning_rate=0.01), {}, **settings)
     state = replace(state, means=Means.none())
-    state, _ = train_steps(state, jnp.int32(420), batches, numbers(learning_rate=0.01), **settings)
+    state, _ = train_steps(state, jnp.int32(420), batches, numbers(learning_rate=0.01), {}, **settings)
     assert float(state.means.nll) < 0.3 * np.log(V)
+
+
+TRUNCATIONS = {
+    "segment": SegmentTruncation(2),
+    "window": WindowTruncation(2),
+    "randomized": RandomizedTruncation(0.5, jax.random.fold_in(jax.random.key(4), 0)),
+}
+
+
+@pytest.mark.parametrize("kind", TRUNCATIONS)
+def test_a_step_truncates_as_the_config_says(kind):
+    model, batches, state, _, merged = setup()
+    inputs, labels, _ = batches(0)
+
+    def loss(model, truncation):
+        _, h = model.hidden(model.initialize_carry(B), inputs, truncation=truncation)
+        return cross_entropy(model.output(h), labels).mean()
+
+    expected, whole = (nnx.grad(loss)(model, t) for t in (TRUNCATIONS[kind], None))
+    settings = {"optimizer": "sgd", "schedule": "constant", "truncation": kind, "truncation_steps": 2}
+    graphdef, before = nnx.split(model, nnx.Param)
+    given = numbers(learning_rate=1.0) | {"keep_probability": jnp.float32(0.5)}
+    keys = {"truncation": jax.random.key(4)}
+    before = jax.tree.map(np.array, before)
+    state, _ = train_steps(state, jnp.int32(1), batches, given, keys, graphdef=graphdef, **settings)
+    moved = jax.tree.map(lambda a, b: a - b, before, state.params)
+    for got, want in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    w_hh = lambda grads: np.asarray(grads["cell"]["w_hh"][...])  # noqa: E731
+    assert np.abs(w_hh(expected) - w_hh(whole)).max() > 1e-4
+
+
+@pytest.mark.parametrize("update_every", [1, 2, 4])
+def test_tbptt_updates_every_few_tokens_and_looks_back_further(update_every):
+    """Against windows differentiated one by one: the new tokens' losses, from the state T tokens before their end."""
+    model, _, _, _, merged = setup()
+    ids = np.random.default_rng(0).integers(0, V, 70)
+    batches = Batches.of(ids, batch_size=B, segment_length=T, partition="sequential", stride=update_every, seed=3)
+    graphdef, params = nnx.split(model, nnx.Param)
+    params = jax.tree.map(jnp.array, params)
+    state = TrainState.create(model, "sgd", B)
+    carry = model.initialize_carry(B)
+
+    def loss(params, carry, inputs, labels):
+        model, total, kept = nnx.merge(graphdef, params), 0.0, None
+        for t in range(T):
+            carry, logits = model(carry, inputs[t : t + 1])
+            kept = carry if t == update_every - 1 else kept
+            total += cross_entropy(logits[0], labels[t]).mean() if t >= T - update_every else 0.0
+        return total / update_every, kept
+
+    for step in range(5):
+        inputs, labels, _ = batches(step)
+        grads, carry = jax.grad(loss, has_aux=True)(params, carry, inputs, labels)
+        params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
+        names = {"optimizer": "sgd", "schedule": "constant", "truncation": "tbptt", "truncation_steps": T}
+        state, _ = train_steps(state, jnp.int32(step + 1), batches, numbers(), {}, graphdef=graphdef, **names)
+        for got, want in zip(
+            jax.tree.leaves((state.params, state.carry)), jax.tree.leaves((params, carry)), strict=True
+        ):
+            np.testing.assert_allclose(got, want, atol=1e-5)

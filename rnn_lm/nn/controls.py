@@ -1,0 +1,52 @@
+"""What happens at each step besides the cell's own arithmetic: resets, truncation, the ends of sequences."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from rnn_lm.nn.truncation import scale_gradient
+
+# What happens at each step besides the cell's own arithmetic, by name, all with a leading time axis; absent = nothing.
+Controls = dict[str, Array]  # "resets" [T, B], "passed" [T], "valid" [T, B]
+
+
+def controls_of(num_steps: int, lengths: Array | None, resets: Array | None) -> Controls:
+    """What `lengths` and `resets` of `unroll` say of each step."""
+    controls = {} if resets is None else {"resets": resets}
+    if lengths is not None:
+        controls["valid"] = jnp.arange(num_steps).reshape(-1, *(1,) * lengths.ndim) < lengths
+    return controls
+
+
+def enter(carry: Any, control: Controls, initial: Any) -> Any:
+    """The carry as a step finds it: reset, or with its gradient cut off."""
+    if "passed" in control:
+        carry = scale_gradient(carry, control["passed"])
+    if "resets" in control:
+        carry = jax.tree.map(lambda c, i: where(control["resets"], i, c), carry, initial)
+    return carry
+
+
+def keep(new: Any, old: Any, control: Controls) -> Any:
+    """The new carry, or past the end of a sequence the old one."""
+    if "valid" not in control:
+        return new
+    return jax.tree.map(lambda n, o: where(control["valid"], n, o), new, old)
+
+
+def where(mask: Array, x: Array, y: Array) -> Array:
+    """`jnp.where` with a mask that has only the leading axes of x and y."""
+    return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, y)
+
+
+def without_padding(x: Array, controls: Controls) -> Array:
+    """Zeros past the end of each sequence: what stands there, be it no number or no token, reaches no gradient."""
+    return where(controls["valid"], x, jnp.zeros_like(x)) if "valid" in controls else x
+
+
+def initial_carry(cell: nnx.RNNCellBase, inputs: Array) -> Any:
+    ids = jnp.issubdtype(inputs.dtype, jnp.integer)
+    return cell.initialize_carry((*inputs.shape[1:], 1) if ids else inputs.shape[1:], nnx.Rngs(0))  # flax's want rngs
