@@ -58,8 +58,7 @@ def window_by_brute_force(steps, cell, carry, x, resets=None):
     return jax.tree.map(lambda *terms: sum(terms), *whole(params, carry, x))
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("name", ["elman", "gru", "lstm", "gru before"])
+@pytest.mark.parametrize("name, steps", [("elman", 1), ("elman", 3), ("gru", 3), ("lstm", 3), ("gru before", 2)])
 def test_a_window_is_the_sum_of_separately_truncated_losses(name, steps):
     cell, x = make_cell(name), make_inputs()
     carry = make_carry(cell)

@@ -186,9 +186,10 @@ def test_tbptt_updates_every_few_tokens_and_looks_back_further(update_every):
             total += cross_entropy(logits[0], labels[t]).mean() if t >= T - update_every else 0.0
         return total / update_every, kept
 
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
     for step in range(5):
         inputs, labels, _ = batches(step)
-        grads, carry = jax.grad(loss, has_aux=True)(params, carry, inputs, labels)
+        grads, carry = gradient(params, carry, inputs, labels)
         params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
         names = {"optimizer": "sgd", "schedule": "constant", "truncation": "tbptt", "truncation_steps": T}
         state, _ = train_steps(state, jnp.int32(step + 1), batches, numbers(), {}, graphdef=graphdef, **names)
