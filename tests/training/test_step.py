@@ -146,7 +146,7 @@ TRUNCATIONS = {
 
 @pytest.mark.parametrize("kind", TRUNCATIONS)
 def test_a_step_truncates_as_the_config_says(kind):
-    model, batches, state, _, merged = setup()
+    model, batches, state, *_ = setup()
     inputs, labels, _ = batches(0)
 
     def loss(model, truncation):
@@ -170,7 +170,7 @@ def test_a_step_truncates_as_the_config_says(kind):
 @pytest.mark.parametrize("update_every", [1, 2, 4])
 def test_tbptt_updates_every_few_tokens_and_looks_back_further(update_every):
     """Against windows differentiated one by one: the new tokens' losses, from the state T tokens before their end."""
-    model, _, _, _, merged = setup()
+    model, *_ = setup()
     ids = np.random.default_rng(0).integers(0, V, 70)
     batches = Batches.of(ids, batch_size=B, segment_length=T, partition="sequential", stride=update_every, seed=3)
     graphdef, params = nnx.split(model, nnx.Param)
