@@ -332,10 +332,14 @@ class Stack(nnx.RNNCellBase):
         carries, outputs = [], inputs
         for layer, (cell, layer_carry) in enumerate(zip(self.cells, carry, strict=True)):
             if layer and key is not None:
-                outputs = dropped(outputs, self.dropout, jax.random.fold_in(key, layer))
+                outputs = self.drop(outputs, layer, key)
             layer_carry, outputs = run(cell, layer_carry, outputs)
             carries.append(layer_carry)
         return tuple(carries), outputs
+
+    def drop(self, x: Array, layer: int, key: Array) -> Array:
+        """`x`, what layer number `layer` is to read, after dropout."""
+        return dropped(x, self.dropout, jax.random.fold_in(key, layer))
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> tuple:
         """The state before the first step, of each layer."""

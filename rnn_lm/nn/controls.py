@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from rnn_lm.nn.truncation import scale_gradient
 
-# What happens at each step besides the cell's own arithmetic, by name, all with a leading time axis; absent = nothing.
+# By name, all with a leading time axis; what is absent does not happen.
 Controls = dict[str, Array]  # "resets" [T, B], "passed" [T], "valid" [T, B]
 
 

@@ -50,11 +50,11 @@ def _kind(cell: Cell) -> Any:
 def is_available() -> bool:
     """Whether there is machine code for JAX's default device; loads it."""
     path = build() if jax.default_backend() == "cpu" else None
-    try:
-        library = ctypes.CDLL(str(path)) if path else None
-    except OSError:  # made for another C++ runtime, or in a folder that must not hold code
+    if path is None:
         return False
-    if library is None:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # made for another C++ runtime, or in a folder that must not hold code
         return False
     for name, function in (("forward", library.RnnLmForward), ("backward", library.RnnLmBackward)):
         jax.ffi.register_ffi_target(f"rnn_lm_{name}", jax.ffi.pycapsule(function), platform="cpu")

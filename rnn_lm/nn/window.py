@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from rnn_lm.nn.arrays import alike, shifted
-from rnn_lm.nn.cells import Cell, Stack, dropped
+from rnn_lm.nn.cells import Cell, Stack
 from rnn_lm.nn.controls import Controls, controls_of, enter, initial_carry, keep, where, without_padding
 
 
@@ -37,10 +37,12 @@ def with_window_gradient(
     controls = controls_of(len(inputs), lengths, resets)
     inputs = without_padding(inputs, controls)
     initial = None if resets is None else initial_carry(stack, inputs)
-    # What dropout multiplies the inputs of the upper layers by, as `Stack.run_layers` draws it.
-    ones = [jnp.ones((*values[1].shape[:-1], cell.hidden_features), values[1].dtype) for cell in stack.cells[:-1]]
-    keys = [] if key is None else [jax.random.fold_in(key, layer) for layer in range(1, len(stack.cells))]
-    factors = [dropped(one, stack.dropout, layer_key) for one, layer_key in zip(ones, keys, strict=False)]
+    # What dropout multiplies the inputs of the upper layers by.
+    factors = [
+        stack.drop(jnp.ones((*values[1].shape[:-1], below.hidden_features), values[1].dtype), layer, key)
+        for layer, below in enumerate(stack.cells[:-1], start=1)
+        if key is not None
+    ]
 
     def step(
         params: Any, carry: tuple, x: Array, initial: Any, control: Controls, factors: list[Array]
