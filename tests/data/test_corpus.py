@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rnn_lm.data import corpus as module
-from rnn_lm.data.corpus import clean_markdown, load_corpus, read_files, read_source, shakespeare, text_split
+from rnn_lm.data.corpus import clean_markdown, load_corpus, read_files, read_source, recall, shakespeare, text_split
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
 
@@ -169,3 +169,10 @@ def test_the_time_machine_has_28_entries():
     corpus = load(SHARED / "timemachine.txt", normalize="letters", max_tokens=10_000)
     assert len(corpus.vocabulary) == 28
     assert len(corpus.train.ids) == 10_000
+
+
+def test_the_recall_task_has_a_lag_of_ten():
+    lines = recall(500).splitlines()
+    assert all(len(line) == 11 and line[10] == line[0] and line[1:10] == "abcdefghi" for line in lines)
+    assert {line[0] for line in lines} == set("ABCDEFGH")
+    assert recall(500) == recall()[: 500 * 12]
