@@ -1,6 +1,6 @@
 """Language models: token ids → hidden states → logits of the next token."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -86,11 +86,13 @@ class RNNLM(nnx.Module):
         *,
         key: Array | None = None,
         truncation: Truncation | None = None,
+        remat: int | Literal["sqrt"] | None = None,
         return_carries: bool = False,
     ) -> tuple[Any, Float[Array, "T B H"]]:
         """Token ids → the state after the last of them (or after each, stacked), and every hidden state H_t."""
         inputs = tokens if self.embedding is None else self.embedding[tokens]
-        carry, h = unroll(self.cell, carry, inputs, key=key, truncation=truncation, return_carries=return_carries)
+        options: dict[str, Any] = {"truncation": truncation, "remat": remat, "return_carries": return_carries}
+        carry, h = unroll(self.cell, carry, inputs, key=key, **options)
         if key is not None:
             h = dropped(h, self.dropout, jax.random.fold_in(key, 0))  # between the layers: 1, 2, …
         return carry, h

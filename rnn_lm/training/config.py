@@ -33,6 +33,11 @@ FIELDS = {
     "steps": Field(2000, "optimizer updates in all", low=1),
     "batch_size": Field(32, "B: sequences side by side", low=1),
     "segment_length": Field(64, "T: tokens that backpropagation goes back through", low=1),
+    "remat": Field(
+        0,
+        "keep the states of every so many steps only and compute the rest again on the way back, for long segments: "
+        "less memory, a third more time; 0: keep all",
+    ),
     "partition": Field(
         "sequential",
         "which windows make a minibatch: sequential carries the state from one to the next, random starts each afresh",
@@ -197,6 +202,10 @@ def _check_truncation(config: ConfigDict) -> None:
             raise UserError(
                 f"config.truncation.{name} is {given[name]}; with truncation.kind {given.kind} it must be {must}"
             )
+    if given.kind == "window" and config.remat:
+        raise UserError(
+            "config.remat is not for truncation.kind window, which has a backward pass of its own; set it to 0"
+        )
     if given.kind == "tbptt":
         if given.steps != config.segment_length or given.update_every > given.steps:
             raise UserError(

@@ -75,6 +75,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if summary is not None and summary["steps"] >= config.steps:
         print("this run has finished, nothing to do; a larger --config.steps continues it", file=sys.stderr)
         return summary
+    if config.truncation.kind in ("segment", "window") and config.truncation.steps >= config.segment_length:
+        print(
+            f"note: truncation.steps = {config.truncation.steps} ≥ segment_length = {config.segment_length}: "
+            "that is full backpropagation within each window",
+            file=sys.stderr,
+        )
     with locked(workdir):
         with deferred_signals() as pending:
             trainer = Trainer(config, workdir, corpus, batches)
@@ -150,6 +156,7 @@ class Trainer:
             keys={name: named_key(config.seed, name) for name, on in draws.items() if on},
             truncation=config.truncation.kind,
             truncation_steps=config.truncation.steps,
+            remat=config.remat,
         )
         create = jax.jit(lambda: TrainState.create(make(), config.optimizer.name, config.batch_size))
         self.best = Best()
@@ -257,11 +264,10 @@ class Trainer:
 
     def _log_train(self, step: int, report: Any) -> None:
         line: dict[str, Any] = {"step": step, "tokens": self._tokens(step), "split": "train"}
-        line |= figures(float(report["means"].nll), self.corpus.train.tokens_per_character)
-        line |= {
-            "grad_norm": float(report["means"].grad_norm),
-            "learning_rate": float(report["learning_rate"]),
-        }
+        means = {name: float(value) for name, value in report["means"].values.items()}
+        line |= figures(means.pop("nll"), self.corpus.train.tokens_per_character)
+        line |= means if self.config.optimizer.clip_norm else {"grad_norm": means["grad_norm"]}
+        line["learning_rate"] = float(report["learning_rate"])
         if self._line_steps:
             line["tokens_per_second"] = self._tokens(self._line_steps) / self._line_seconds
         self._line_steps, self._line_seconds = 0, 0.0

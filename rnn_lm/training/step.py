@@ -32,18 +32,19 @@ TRUNCATIONS: dict[str, Callable[..., Truncation | None]] = {
 class Means:
     """The next train line: means over the steps since the last one."""
 
-    nll: Float[Array, ""]
-    grad_norm: Float[Array, ""]
+    values: Mapping[str, Float[Array, ""]]
     steps: Int[Array, ""]
 
     @classmethod
     def none(cls) -> "Means":
-        return cls(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+        # The gradient's global norm before and after clipping, and the share of steps at which clipping acted.
+        names = ("nll", "grad_norm", "clipped_norm", "clipped")
+        return cls({name: jnp.zeros(()) for name in names}, jnp.int32(0))
 
-    def add(self, nll: Float[Array, ""], grad_norm: Float[Array, ""]) -> "Means":
+    def add(self, values: Mapping[str, Float[Array, ""]]) -> "Means":
         """One step more. A running mean keeps its precision over any number of steps; a sum would not."""
         steps = self.steps + 1
-        return Means(self.nll + (nll - self.nll) / steps, self.grad_norm + (grad_norm - self.grad_norm) / steps, steps)
+        return Means({name: mean + (values[name] - mean) / steps for name, mean in self.values.items()}, steps)
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +69,7 @@ class TrainState:
 
 @partial(
     jax.jit,
-    static_argnames=("graphdef", "optimizer", "schedule", "truncation", "truncation_steps"),
+    static_argnames=("graphdef", "optimizer", "schedule", "truncation", "truncation_steps", "remat"),
     donate_argnames="state",
 )
 def train_steps(
@@ -83,6 +84,7 @@ def train_steps(
     schedule: str,
     truncation: str = "none",
     truncation_steps: int = 0,
+    remat: int = 0,
 ) -> tuple[TrainState, Mapping[str, Any]]:
     """Takes steps until number `until`, or until a loss is not finite. Also returns a copy of what the log needs.
 
@@ -93,8 +95,8 @@ def train_steps(
 
     def loss_fn(params, carry, inputs, labels, keys):
         model = nnx.merge(graphdef, params)
-        where = TRUNCATIONS[truncation](truncation_steps, numbers, keys)
-        carries, h = model.hidden(carry, inputs, key=keys.get("dropout"), truncation=where, return_carries=True)
+        options = {"truncation": TRUNCATIONS[truncation](truncation_steps, numbers, keys), "remat": remat or None}
+        carries, h = model.hidden(carry, inputs, key=keys.get("dropout"), return_carries=True, **options)
         # The next window starts where this one's new tokens did, so many steps further.
         carry = jax.tree.map(lambda c: c[new - 1], carries)
         return cross_entropy(model.output(h[-new:]), labels[-new:]).mean(), carry
@@ -107,7 +109,8 @@ def train_steps(
         carry = jax.tree.map(lambda new, h: jax.lax.stop_gradient(jnp.where(restart, new, h)), initial, state.carry)
         step_keys = {name: jax.random.fold_in(key, state.step) for name, key in keys.items()}
         (nll, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, carry, inputs, labels, step_keys)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm, clip_norm = optax.tree.norm(grads), numbers["clip_norm"]
+        clipped = (clip_norm > 0) & (grad_norm > clip_norm)
         rate = learning_rate(schedule, numbers, state.step)
         updates, opt_state = make_optimizer(optimizer, numbers, rate).update(grads, state.opt_state, state.params)
         return TrainState(
@@ -115,7 +118,14 @@ def train_steps(
             opt_state=opt_state,
             carry=carry,
             step=state.step + 1,
-            means=state.means.add(nll, grad_norm),
+            means=state.means.add(
+                {
+                    "nll": nll,
+                    "grad_norm": grad_norm,
+                    "clipped_norm": jnp.where(clipped, clip_norm, grad_norm),
+                    "clipped": clipped.astype(jnp.float32),
+                }
+            ),
             finite=jnp.isfinite(nll) & jnp.isfinite(grad_norm),
         )
 

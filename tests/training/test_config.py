@@ -16,7 +16,7 @@ from rnn_lm.training.optimizers import OPTIMIZERS, SCHEDULES
 from rnn_lm.training.step import TRUNCATIONS
 
 ROOT = Path(rnn_lm.__file__).parent
-EXPERIMENTS = sorted((ROOT.parent / "experiments").glob("*.py"))
+EXPERIMENTS = sorted((ROOT.parent / "experiments").rglob("*.py"))
 
 
 def test_the_names_in_the_table_are_those_that_the_code_looks_up():
@@ -123,6 +123,11 @@ def test_values_out_of_range_are_refused(name, value, message):
 def test_truncations_that_cannot_be_are_refused(truncation, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check_config(complete_config({"truncation": truncation}))
+
+
+def test_a_window_has_a_backward_pass_of_its_own():
+    with pytest.raises(UserError, match="config.remat is not for truncation.kind window"):
+        check_config(complete_config({"remat": 8, "truncation": {"kind": "window", "steps": 4}}))
 
 
 def test_tbptt_carries_the_state():
