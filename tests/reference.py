@@ -61,6 +61,30 @@ def gradients(params, h0, tokens, labels):
     return nats(logits, labels).mean(), grads
 
 
+def real_time_recurrent_learning(params, tokens, labels):
+    """The gradients of the summed cross-entropy over tokens [T], forward in time: nothing is kept, nothing goes back.
+
+    With u_t = (x_t, h_{t-1}, 1) and Θ = (w_xh, w_hh, b_h) stacked, h_t = tanh(u_t Θ). What is carried along is
+    P_t = ∂h_t / ∂Θ, which is diag(1 − h_t²) (u_t ⊗ I + w_hhᵀ P_{t-1}). Williams, Zipser 1989.
+    """
+    theta = np.concatenate([params["w_xh"], params["w_hh"], params["b_h"][None]])
+    V, H = params["w_xh"].shape
+    h, p = np.zeros(H), np.zeros((H, *theta.shape))
+    d_theta, d_w_hq, d_b_q = np.zeros_like(theta), 0.0, 0.0
+    for token, label in zip(tokens, labels, strict=True):
+        u = np.concatenate([np.eye(V)[token], h, [1.0]])
+        h = np.tanh(u @ theta)
+        p = np.einsum("i,jk->kij", u, np.eye(H)) + np.einsum("mk,mij->kij", params["w_hh"], p)
+        p *= (1 - h**2)[:, None, None]
+        o = h @ params["w_hq"] + params["b_q"]
+        d_o = np.exp(o - o.max()) / np.exp(o - o.max()).sum() - np.eye(V)[label]
+        d_theta += np.einsum("k,kij->ij", params["w_hq"] @ d_o, p)
+        d_w_hq += np.outer(h, d_o)
+        d_b_q += d_o
+    w_xh, w_hh, b_h = np.split(d_theta, [V, V + H])
+    return {"w_xh": w_xh, "w_hh": w_hh, "b_h": b_h[0], "w_hq": d_w_hq, "b_q": d_b_q}
+
+
 def numpy_params(model):
     """The parameters of an `RNNLM` without an embedding, as float64."""
     named = {"w_xh": model.cell.w_xh, "w_hh": model.cell.w_hh, "b_h": model.cell.b_h, "w_hq": model.w_hq}

@@ -10,7 +10,7 @@ import pytest
 import rnn_lm
 
 ROOT = Path(rnn_lm.__file__).parent
-LAYERS = ["nn", "data", "ngram", "inference", "training", "commands"]
+LAYERS = ["nn", "data", "ngram", "inference", "training", "analysis", "commands"]
 BESIDE = {"nn", "data", "ngram"}  # these do not know each other
 
 

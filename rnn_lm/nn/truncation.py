@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,10 @@ class SegmentTruncation:
     That is what training does between one window and the next.
     """
 
-    steps: int
+    steps: int | Int[Array, ""]
 
     def __post_init__(self):
-        if self.steps < 1:
+        if not isinstance(self.steps, jax.core.Tracer) and self.steps < 1:
             raise ValueError(f"steps is {self.steps}; a segment has at least 1")
 
     def passed(self, num_steps: int, *, reverse: bool = False) -> Float[Array, "T"]:

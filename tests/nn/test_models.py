@@ -5,9 +5,10 @@ import pytest
 from flax import nnx
 
 from rnn_lm.nn.cells import LSTMState, dropped
+from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.recurrence import unroll
-from tests.reference import forward, numpy_params
+from tests.reference import forward, numpy_params, real_time_recurrent_learning
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 7, (6, 2)), jnp.int32)
@@ -79,3 +80,20 @@ def test_bfloat16_is_for_the_output_layers_product_too():
     assert 0 < np.abs(logits - full).max() < 0.05
     h = jnp.linspace(-1, 1, 5)[None]
     assert 0 < np.abs(model.output(h) - exact.output(h)).max() < 0.02
+
+
+def test_backpropagation_through_time_equals_real_time_recurrent_learning():
+    """Backward and forward accumulation of one gradient, in float64."""
+    with jax.enable_x64():
+        model = RNNLM(7, 5, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+        tokens = np.random.default_rng(0).integers(0, 7, 21)
+
+        def loss(model):
+            _, logits = model(model.initialize_carry(1), jnp.asarray(tokens[:-1, None]))
+            return cross_entropy(logits, jnp.asarray(tokens[1:, None])).sum()
+
+        grads = nnx.grad(loss)(model)
+        expected = real_time_recurrent_learning(numpy_params(model), tokens[:-1], tokens[1:])
+        for name, value in expected.items():
+            got = grads[name] if name in grads else grads["cell"][name]
+            np.testing.assert_allclose(got[...], value, rtol=1e-10, atol=1e-12)

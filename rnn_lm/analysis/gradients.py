@@ -1,0 +1,195 @@
+"""The laboratory of backpropagation through time: what gradients do on the way back, and what truncation changes."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from rnn_lm.errors import UserError
+from rnn_lm.keys import named_key
+from rnn_lm.nn.cells import states_by_letter
+from rnn_lm.nn.losses import cross_entropy
+from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
+
+Gradient = dict[str, np.ndarray]  # by the parameter's name, such as "cell.w_hh"
+AT_ONCE = 16  # backward passes side by side
+
+
+def windows_of(ids: Int[np.ndarray, "T"], count: int, window: int) -> Int[np.ndarray, "2W+1 N"]:
+    """`count` windows, evenly spaced, of 2·window + 1 tokens: a warm-up, the window, and its last label. [2W+1, count]
+
+    The warm-up gives the window a state like those that the model has in the middle of a text.
+
+    Raises:
+      UserError: where the text is shorter than one such window.
+    """
+    length = 2 * window + 1
+    if len(ids) < length:
+        raise UserError(
+            f"the text has {len(ids)} tokens; a window of {window}, with as many before it to warm up, takes {length}: "
+            "give a longer text with --text=FILE or a smaller --window"
+        )
+    starts = np.linspace(0, len(ids) - length, count).astype(int)
+    return ids[starts + np.arange(length)[:, None]]
+
+
+class Minibatch(NamedTuple):
+    """The state before N windows, a constant; their tokens; and each one's successor."""
+
+    carry: Any
+    inputs: Int[Array, "W N"]
+    labels: Int[Array, "W N"]
+
+
+def minibatch_of(model: RNNLM, windows: Int[np.ndarray, "2W+1 N"]) -> Minibatch:
+    """The later halves of the windows, after the model has read the earlier ones."""
+    window = len(windows) // 2
+    tokens = jnp.asarray(windows)
+    carry, _ = model.hidden(model.initialize_carry(windows.shape[1]), tokens[:window])
+    return Minibatch(carry, tokens[window:-1], tokens[window + 1 :])
+
+
+def norms_by_lag(model: RNNLM, batch: Minibatch) -> dict[str, Float[np.ndarray, "W N"]]:
+    """‖∂L_t/∂h_{t−k}‖ (and of LSTM cells ∂c), row k being lag k, column n the last step t of window n.
+
+    h is the state that step t − k hands on, of all layers together; L_t = −ln P(token t+1) reads the top layer's h_t.
+    One backward pass a window: the adjoint of each h is the gradient of what is added to it, which is 0.
+    """
+    graphdef, params = nnx.split(model, nnx.Param)
+    return jax.device_get(_norms_by_lag(graphdef, params, batch))
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _norms_by_lag(graphdef: nnx.GraphDef, params: Any, batch: Minibatch) -> dict[str, Float[Array, "W N"]]:
+    model = nnx.merge(graphdef, params)
+
+    def of_one(carry: Any, tokens: Int[Array, "W"], label: Int[Array, ""]) -> dict[str, Float[Array, "W"]]:
+        carry = jax.tree.map(lambda c: c[None], carry)
+        inputs = tokens[:, None] if model.embedding is None else model.embedding[tokens][:, None]
+        nothing = jax.tree.map(lambda c: jnp.zeros((len(tokens), *c.shape), c.dtype), carry)
+
+        def loss(added: Any) -> Float[Array, ""]:
+            def step(carry: Any, inputs: tuple[Array, Any]) -> tuple[Any, None]:
+                x, added = inputs
+                return jax.tree.map(jnp.add, model.cell(carry, x)[0], added), None
+
+            last, _ = jax.lax.scan(step, carry, (inputs, added))
+            return cross_entropy(model.output(states_by_letter(last)["h"][-1]), label[None]).sum()
+
+        adjoints = states_by_letter(jax.grad(loss)(nothing))
+        return {letter: _norm(jnp.concatenate(layers, axis=2)[:, 0])[::-1] for letter, layers in adjoints.items()}
+
+    each = batch.carry, batch.inputs.T, batch.labels[-1]
+    return jax.tree.map(jnp.transpose, jax.lax.map(lambda one: of_one(*one), each, batch_size=AT_ONCE))
+
+
+def _norm(x: Float[Array, "W H"]) -> Float[Array, "W"]:
+    """The norm of each row; its square alone could be too small, or too large, for a float32."""
+    largest = jnp.abs(x).max(1, keepdims=True)
+    return largest[:, 0] * jnp.linalg.norm(x / jnp.where(largest > 0, largest, 1), axis=1)
+
+
+def effective_memory(norms: Float[np.ndarray, "W N"], share: float = 0.01) -> int | None:
+    """The first lag at which the median norm is below `share` of that at lag 0; None where no lag of the window is."""
+    median = np.median(norms, axis=1)
+    below = np.flatnonzero(median < share * median[0])
+    return int(below[0]) if len(below) else None
+
+
+def rate_by_lag(norms: Float[np.ndarray, "W N"]) -> float:
+    """The slope of the median of log ‖∂L_t/∂h_{t−k}‖ over k, fitted over the later half of the lags."""
+    with np.errstate(divide="ignore"):
+        logs = np.median(np.log(norms), axis=1)
+    lags = np.arange(len(logs))[len(logs) // 2 :]
+    return (
+        float(np.polyfit(lags, logs[lags], 1)[0]) if np.isfinite(logs[lags]).all() and len(lags) > 1 else float("nan")
+    )
+
+
+def gradient(
+    model: RNNLM, batch: Minibatch, truncation: SegmentTruncation | WindowTruncation | None = None
+) -> Gradient:
+    """Of the mean loss over all steps of all windows, by each parameter: the full one, or a truncated one."""
+    graphdef, params = nnx.split(model, nnx.Param)
+    if isinstance(truncation, SegmentTruncation):  # one compilation for all lengths
+        return _named(_segment_gradient(graphdef, params, batch, truncation.steps))
+    return _named(_whole_or_window_gradient(graphdef, params, batch, truncation))
+
+
+def randomized_gradients(
+    model: RNNLM, batch: Minibatch, keep_probability: float, draws: int
+) -> tuple[Gradient, Gradient]:
+    """Mean and variance of each entry of the gradient over draws of `RandomizedTruncation`, a multiple of `AT_ONCE`."""
+    graphdef, params = nnx.split(model, nnx.Param)
+    keys = jax.random.split(named_key(0, "truncation"), draws).reshape(-1, AT_ONCE)
+    mean, variance = _moments(graphdef, params, batch, jnp.float32(keep_probability), keys)
+    return _named(mean), _named(variance)
+
+
+def _gradient(graphdef: nnx.GraphDef, params: Any, batch: Minibatch, truncation: Truncation | None) -> Any:
+    def loss(params: Any) -> Float[Array, ""]:
+        model = nnx.merge(graphdef, params)
+        _, h = model.hidden(batch.carry, batch.inputs, truncation=truncation)
+        return cross_entropy(model.output(h), batch.labels).mean()
+
+    return jax.grad(loss)(params)
+
+
+_whole_or_window_gradient = jax.jit(_gradient, static_argnames=("graphdef", "truncation"))
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _segment_gradient(graphdef: nnx.GraphDef, params: Any, batch: Minibatch, steps: Int[Array, ""]) -> Any:
+    return _gradient(graphdef, params, batch, SegmentTruncation(steps))
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _moments(
+    graphdef: nnx.GraphDef, params: Any, batch: Minibatch, keep_probability: Float[Array, ""], keys: Key[Array, "m n"]
+) -> tuple[Any, Any]:
+    full = _gradient(graphdef, params, batch, None)
+
+    def off(key: Key[Array, ""]) -> Any:
+        drawn = _gradient(graphdef, params, batch, RandomizedTruncation(keep_probability, key))
+        return jax.tree.map(jnp.subtract, drawn, full)  # not the draw itself, whose square would cost digits
+
+    def add(sums: tuple[Any, Any], keys: Key[Array, "n"]) -> tuple[tuple[Any, Any], None]:
+        d = jax.vmap(off)(keys)
+        return jax.tree.map(lambda s, d: s + d.sum(0), sums, (d, jax.tree.map(jnp.square, d))), None
+
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    (total, squares), _ = jax.lax.scan(add, (nothing, nothing), keys)
+    mean = jax.tree.map(lambda g, t: g + t / keys.size, full, total)
+    return mean, jax.tree.map(lambda s, t: (s - t**2 / keys.size) / (keys.size - 1), squares, total)
+
+
+def compared(truncated: Gradient, full: Gradient) -> dict[str, dict[str, float]]:
+    """Cosine, norm ratio and relative bias ‖g_τ − g‖ / ‖g‖, of all parameters together ("all") and of each."""
+    both = {"all": (_flat(truncated), _flat(full))} | {name: (truncated[name], full[name]) for name in full}
+    rows = {}
+    for name, (a, b) in both.items():
+        norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)
+        with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is nan
+            rows[name] = {
+                "cosine": float(np.vdot(a, b) / (norm_a * norm_b)),
+                "norm_ratio": float(norm_a / norm_b),
+                "bias": float(np.linalg.norm(a - b) / norm_b),
+            }
+    return rows
+
+
+def _flat(gradient: Gradient) -> np.ndarray:
+    return np.concatenate([part.ravel() for part in gradient.values()])
+
+
+def _named(params: Any) -> Gradient:
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): np.asarray(x)
+        for path, x in leaves
+    }

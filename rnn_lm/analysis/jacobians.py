@@ -1,0 +1,84 @@
+"""Products of Jacobians: how fast gradients grow or shrink on their way back, from W_hh and along real text."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from rnn_lm.keys import named_key
+from rnn_lm.nn.cells import Cell, Stack
+from rnn_lm.nn.models import RNNLM
+
+GATES = {1: ("h",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}  # of a cell with so many
+
+
+def recurrent_spectra(model: RNNLM) -> list[dict[str, Any]]:
+    """Of each gate's [H, H] part of each layer's W_hh: eigenvalues, their largest modulus, and singular values.
+
+    In an Elman cell without its tanh, gradients change by the eigenvalues' moduli per step in the long run and never
+    grow by more than the largest singular value in one; a gate has its part of that only.
+    """
+    layers: list[Cell] = list(model.cell.cells) if isinstance(model.cell, Stack) else [model.cell]
+    spectra = []
+    for number, cell in enumerate(layers, start=1):
+        parts = np.split(np.asarray(cell.w_hh[...], np.float64), cell.num_gates, axis=1)
+        for gate, part in zip(GATES[cell.num_gates], parts, strict=True):
+            eigenvalues = np.linalg.eigvals(part)
+            spectra.append(
+                {
+                    "layer": number,
+                    "gate": gate,
+                    "spectral_radius": float(np.abs(eigenvalues).max()),
+                    "eigenvalues": [[float(x.real), float(x.imag)] for x in eigenvalues],
+                    "singular_values": np.linalg.svd(part, compute_uv=False).tolist(),
+                }
+            )
+    return spectra
+
+
+def lyapunov_exponents(
+    model: RNNLM, windows: Int[np.ndarray, "T N"], *, warm_up: int, count: int = 8
+) -> tuple[Float[np.ndarray, "count"], Float[np.ndarray, "count"]]:
+    """The largest Lyapunov exponents of the state as the model reads N texts, in nats a step, and standard errors.
+
+    exp of the first is what a small change of the state (all layers, h and c) is multiplied by at each step, in the
+    mean along real text; so is a gradient on its way back. `count` directions are carried along by the Jacobians and
+    made orthogonal again at each step; what that divides them by is averaged, after `warm_up` steps.
+
+    References: Benettin, Galgani, Giorgilli, Strelcyn, Meccanica 15, 1980; for recurrent networks: Vogt, Puelma
+    Touzel, Shlizerman, Lajoie, Frontiers in Applied Mathematics and Statistics 8, 2022.
+    """
+    graphdef, params = nnx.split(model, nnx.Param)
+    logs = np.asarray(_stretching(graphdef, params, jnp.asarray(windows), count), np.float64)[warm_up:]
+    by_text = logs.mean(0)
+    return by_text.mean(0), by_text.std(0, ddof=1) / np.sqrt(len(by_text))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "count"))
+def _stretching(
+    graphdef: nnx.GraphDef, params: Any, windows: Int[Array, "T N"], count: int
+) -> Float[Array, "T N count"]:
+    model = nnx.merge(graphdef, params)
+    inputs = windows if model.embedding is None else model.embedding[windows]
+    leaves, structure = jax.tree.flatten(model.initialize_carry(windows.shape[1]))
+    ends = np.cumsum([leaf.shape[1] for leaf in leaves])
+    count = min(count, int(ends[-1]))
+
+    def advance(state: Float[Array, "N S"], x: Array) -> Float[Array, "N S"]:
+        carry, _ = model.cell(structure.unflatten(jnp.split(state, ends[:-1], axis=1)), x)
+        return jnp.concatenate(jax.tree.leaves(carry), axis=1)
+
+    def step(carry: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], Array]:
+        state, directions = carry
+        push = lambda d: jax.jvp(lambda s: advance(s, x), (state,), (d,))  # noqa: E731
+        new, pushed = jax.vmap(push, in_axes=2, out_axes=(None, 2))(directions)
+        directions, stretched = jnp.linalg.qr(pushed)
+        return (new, directions), jnp.log(jnp.abs(jnp.diagonal(stretched, axis1=1, axis2=2)))
+
+    state = jnp.concatenate(leaves, axis=1)
+    random = jax.random.normal(named_key(0, "lyapunov"), (*state.shape, count), state.dtype)
+    return jax.lax.scan(step, (state, jnp.linalg.qr(random)[0]), inputs)[1]
