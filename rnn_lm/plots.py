@@ -1,12 +1,15 @@
 """Plain numbers → PNG."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from rnn_lm.files import write_bytes
 
@@ -15,12 +18,12 @@ def learning_curve(
     path: Path, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], caption: str
 ) -> None:
     """Perplexity against tokens trained on, for train and validation, with baselines as horizontal lines."""
-    figure = Figure(figsize=(8, 5), layout="constrained", dpi=120)
-    axes = figure.add_subplot()
+    figure, [axes] = _figure(caption)
+    names = {"train": "training", "valid": "validation"}
     for split, colour, marker in [("train", "tab:blue", ""), ("valid", "tab:orange", "o")]:
         points = [(x["tokens"], x["perplexity"]) for x in lines if x["split"] == split and x["perplexity"]]
         if points:
-            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, label=_NAMES[split])
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, label=names[split])
     for (name, perplexity), style in zip(baselines.items(), ["--", ":", "-."], strict=False):
         axes.axhline(perplexity, color="gray", linestyle=style, label=f"{name} ({perplexity:.1f})")
     axes.set(
@@ -30,16 +33,219 @@ def learning_curve(
         yscale="log",
     )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    _plain_ticks(axes.yaxis)
     axes.set_yticks([t for t in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000) if _inside(t, axes.get_ylim())])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.supxlabel(caption, fontsize="small")
     _save(figure, path)
 
 
-_NAMES = {"train": "training", "valid": "validation"}
+def gradients_by_lag(path: Path, section: Mapping[str, Any]) -> None:
+    """The median and the quantiles of ‖∂L_t/∂h_{t−k}‖ over k, and the rate that the Jacobians predict."""
+    figure, [axes] = _figure(section["finding"])
+    for (letter, quantiles), colour in zip(section["quantiles"].items(), ["tab:blue", "tab:green"], strict=False):
+        q = {name: np.array(values) for name, values in quantiles.items()}
+        first = 0 if letter == "h" else 1  # the loss of step t reads h_t itself, but c_t only through later steps
+        lags = np.arange(first, len(q["0.5"]))
+        axes.fill_between(lags, q["0.05"][first:], q["0.95"][first:], color=colour, alpha=0.12, linewidth=0)
+        axes.fill_between(lags, q["0.25"][first:], q["0.75"][first:], color=colour, alpha=0.2, linewidth=0)
+        axes.plot(lags, q["0.5"][first:], color=colour, label=f"{letter}: median, and 50 % and 90 % of all positions")
+    median, rate = np.array(section["quantiles"]["h"]["0.5"]), section["predicted_rate"]
+    lags = np.arange(len(median))
+    later = lags[len(lags) // 2 :]
+    if np.isfinite(rate) and (median[later] > 0).all():
+        anchor = np.mean(np.log(median[later]) - rate * later)
+        predicted = f"predicted by the largest Lyapunov exponent: × {np.exp(rate):.3f} a step"
+        axes.plot(lags, np.exp(anchor + rate * lags), "--", color="tab:red", label=predicted)
+    axes.axhline(0.01 * median[0], color="gray", linestyle=":", label="1 % of the median at lag 0")
+    if section["effective_memory"]:
+        axes.axvline(section["effective_memory"], color="gray", linestyle="-.", label="effective memory")
+    axes.set(
+        title="How far back does the loss of a step look?",
+        xlabel="k: steps back from the loss",
+        ylabel=r"$\|\partial L_t\,/\,\partial h_{t-k}\|$  (nats per unit of state, logarithmic)",
+        yscale="log",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small", loc="lower left")
+    _save(figure, path)
+
+
+def jacobians(path: Path, section: Mapping[str, Any]) -> None:
+    """The eigenvalues of W_hh in the complex plane, its singular values, and the Lyapunov exponents."""
+    figure, [plane, values, exponents] = _figure(section["finding"], columns=3, size=(15, 5))
+    for gate in section["w_hh"]:
+        name = f"$W_{{h{gate['gate']}}}$" + (f", layer {gate['layer']}" if section["w_hh"][-1]["layer"] > 1 else "")
+        eigenvalues = np.array(gate["eigenvalues"])
+        plane.scatter(eigenvalues[:, 0], eigenvalues[:, 1], s=6, label=f"{name} (radius {gate['spectral_radius']:.2f})")
+        values.plot(np.arange(1, len(gate["singular_values"]) + 1), gate["singular_values"], label=name)
+    turn = np.linspace(0, 2 * np.pi, 200)
+    plane.plot(np.cos(turn), np.sin(turn), "k--", linewidth=1, label="unit circle")
+    plane.set(title="Eigenvalues of $W_{hh}$", xlabel="real part", ylabel="imaginary part", aspect="equal")
+    values.axhline(1, color="black", linestyle="--", linewidth=1)
+    values.set(title="Singular values of $W_{hh}$", xlabel="rank", ylabel="singular value (logarithmic)", yscale="log")
+    numbers = np.arange(1, len(section["lyapunov_exponents"]) + 1)
+    exponents.errorbar(
+        numbers, section["lyapunov_exponents"], yerr=section["standard_errors"], fmt="o", capsize=3, color="tab:red"
+    )
+    exponents.axhline(0, color="black", linestyle="--", linewidth=1, label="above: explodes, below: vanishes")
+    exponents.set(title="Lyapunov exponents along the text", xlabel="rank", ylabel="nats a step (± standard error)")
+    for axes in (plane, values, exponents):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="x-small")
+    _save(figure, path)
+
+
+def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
+    """Cosine and bias of the truncated gradient against the full one, over τ."""
+    figure, [cosine, bias] = _figure(section["finding"], columns=2)
+    longest = max(row["steps"] for row in section["rows"])  # there nothing is truncated
+    rows = [row for row in section["rows"] if row["steps"] < longest and row["bias"] > 1e-6]
+    for kind, marker, colour in [("segment", "s", "tab:orange"), ("window", "o", "tab:blue")]:
+        for name in dict.fromkeys(row["parameter"] for row in rows):
+            line = [row for row in rows if (row["kind"], row["parameter"]) == (kind, name)]
+            style = {"marker": marker, "label": f"{kind} truncation"} if name == "all" else {"alpha": 0.25}
+            _over(cosine, line, "steps", "cosine", color=colour, **style)
+            _over(bias, line, "steps", "bias", color=colour, **style)
+    cosine.plot([], [], color="gray", alpha=0.4, label="pale: single parameters")
+    cosine.set(title="Direction", ylabel="cosine between truncated and full gradient")
+    bias.set(title="Bias", ylabel="‖truncated − full‖ / ‖full‖ (logarithmic)", yscale="log")
+    _plain_ticks(bias.yaxis, subs=(1, 2, 5))
+    for axes in (cosine, bias):
+        axes.set_xlabel("τ: steps until the gradient stops")
+        axes.set_xscale("log", base=2)
+        _plain_ticks(axes.xaxis)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small")
+    _save(figure, path)
+
+
+def randomized_truncation(path: Path, section: Mapping[str, Any]) -> None:
+    """Over π: how far the mean of the draws is from the full gradient, and how far a single draw."""
+    figure, [axes] = _figure(section["finding"])
+    rows = [row for row in section["rows"] if row["parameter"] == "all"]
+    names = {
+        "standard_deviation": ("one draw", "o"),
+        "bias": (f"the mean of {section['draws']} draws", "s"),
+        "standard_error": ("what chance alone makes of that mean (standard error)", ""),
+    }
+    rows = [row | {"steps": 1 / (1 - row["keep_probability"])} for row in rows]
+    for what, (name, marker) in names.items():
+        _over(axes, rows, "steps", what, marker=marker, linestyle="-" if marker else "--", label=name)
+    axes.axhline(1, color="gray", linestyle=":", label="the full gradient's own length")
+    axes.set(
+        title="Randomized truncation: no bias, but noise",
+        xlabel="π: probability that the gradient goes on to the step before; below, the steps that makes in the mean",
+        ylabel="distance to the full gradient, over its length (logarithmic)",
+        xscale="log",
+        yscale="log",
+    )
+    ticks = [f"{row['keep_probability']:g}\n({row['steps']:.0f})" for row in rows]
+    axes.set_xticks([row["steps"] for row in rows], ticks)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _plain_ticks(axes.yaxis, subs=(1, 2, 5))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+    _save(figure, path)
+
+
+def clipping(path: Path, section: Mapping[str, Any]) -> None:
+    """The gradient's norm before and after clipping, and how often clipping acted, through the run."""
+    figure, [norms, share] = _figure(section["finding"], rows=2, ratios=[3, 1])
+    for what, name in [("grad_norm", "before clipping"), ("clipped_norm", "after")]:
+        _over(norms, [line for line in section["lines"] if line.get(what)], "step", what, label=name)
+    if section["clip_norm"]:
+        norms.axhline(section["clip_norm"], color="gray", linestyle=":", label=f"clip_norm = {section['clip_norm']:g}")
+    norms.set(title="Gradient norms through the run", ylabel="global norm (logarithmic)", yscale="log")
+    clipped = [{"step": line["step"], "%": 100 * line["clipped"]} for line in section["lines"] if "clipped" in line]
+    _over(share, clipped, "step", "%", color="tab:red")
+    share.set(xlabel="step", ylabel="steps clipped (%)", ylim=(-5, 105))
+    for axes in (norms, share):
+        axes.grid(alpha=0.3)
+    norms.legend(frameon=False, fontsize="small")
+    _save(figure, path)
+
+
+def cost(path: Path, section: Mapping[str, Any]) -> None:
+    """Memory and time of the gradient over T, for each way back through time."""
+    figure, [memory, seconds] = _figure(section["finding"], columns=2)
+    names = {"cached": "all states kept", "remat": "most computed again", "truncated": "truncated at segments"}
+    for (way, name), marker in zip(names.items(), "os^", strict=True):
+        rows = [row for row in section["rows"] if row["way"] == way]
+        rows = [row | {"MB": row["temporary_bytes"] / 1e6, "ms": 1e3 * row["seconds"]} for row in rows]
+        _over(memory, rows, "steps", "MB", marker=marker, label=name)
+        _over(seconds, rows, "steps", "ms", marker=marker, label=name)
+    memory.set(title="Memory of one gradient", ylabel="temporaries (MB, logarithmic)")
+    seconds.set(title="Time of one gradient", ylabel="milliseconds (logarithmic)")
+    for axes in (memory, seconds):
+        axes.set(xlabel=f"T: steps, of {section['batch_size']} sequences", yscale="log")
+        axes.set_xscale("log", base=2)
+        _plain_ticks(axes.xaxis)
+        _plain_ticks(axes.yaxis, subs=(1, 2, 5))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small")
+    _save(figure, path)
+
+
+def strategies(path: Path, section: Mapping[str, Any]) -> None:
+    """The book's figure of the three strategies: a text, cut where the gradient stops."""
+    figure, [axes] = _figure(section["finding"], size=(12, 3.2))
+    tokens = [token.replace("\n", "↵") for token in section["tokens"]]
+    lefts = np.cumsum([0, *(max(len(token), 1) for token in tokens)])
+    for row, (name, cuts) in enumerate(section["cuts"].items()):
+        edges = [0, *cuts, len(tokens)]
+        for number, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+            colour = ["tab:blue", "tab:orange", "tab:green"][row]
+            box = Rectangle((lefts[start] + 0.08, -row - 0.35), lefts[end] - lefts[start] - 0.16, 0.7)
+            box.set(facecolor=colour, alpha=0.15 + 0.12 * (number % 2), edgecolor="none")
+            axes.add_patch(box)
+        for token, left, right in zip(tokens, lefts, lefts[1:], strict=False):
+            axes.text((left + right) / 2, -row, token, ha="center", va="center", family="monospace", fontsize=9)
+        axes.text(-1, -row, name, ha="right", va="center")
+    axes.set(title="Three ways to go back through time", xlim=(-9, lefts[-1] + 0.5), ylim=(-2.6, 0.6))
+    axes.set_axis_off()
+    _save(figure, path)
+
+
+# What `inspect` finds, each with its picture.
+INSPECTION = {
+    "gradients_by_lag": gradients_by_lag,
+    "jacobians": jacobians,
+    "truncated_gradients": truncated_gradients,
+    "randomized_truncation": randomized_truncation,
+    "clipping": clipping,
+    "cost": cost,
+    "strategies": strategies,
+}
+
+
+def _figure(
+    caption: str,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    ratios: Sequence[float] | None = None,
+    size: tuple[float, float] | None = None,
+) -> tuple[Figure, list[Any]]:
+    """A figure with a caption below, and its axes."""
+    width, height = size or (8 if columns == 1 else 12, 5)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    figure.supxlabel(textwrap.fill(caption, int(14 * width)), fontsize="small")
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios, sharex="col" if rows > 1 else False)
+    return figure, list(grid.flat)
+
+
+def _plain_ticks(axis: Any, subs: Sequence[int] | None = None) -> None:
+    """Numbers as they are, `subs` of each power of ten, on a logarithmic axis."""
+    if subs:
+        axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _over(axes: Any, rows: Sequence[Mapping[str, Any]], x: str, y: str, **style: Any) -> None:
+    """A line through one number of each row, over another."""
+    axes.plot([row[x] for row in rows], [row[y] for row in rows], **{"markersize": 4} | style)
 
 
 def _inside(tick: float, limits: tuple[float, float]) -> bool:

@@ -14,6 +14,7 @@ VERBS = {
     "train": "train a model (the verb may be left out)",
     "evaluate": "how well a trained model predicts a text",
     "generate": "new text from a trained model",
+    "inspect": "what gradients do in a trained model",
 }
 OVERVIEW = """\
 Recurrent neural network language models.

@@ -11,18 +11,13 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from rnn_lm.commands.flags import FlagValues, required
+from rnn_lm.commands.flags import FlagValues, define_text_flags, required
 from rnn_lm.errors import UserError
 
 
 def define_flags(flags: FlagValues) -> None:
-    absl_flags.DEFINE_string("workdir", None, "the folder of a trained run", flag_values=flags)
-    absl_flags.DEFINE_multi_string(
-        "text", [], "a UTF-8 file, folder or glob to read instead of the run's test split; may be given more than once",
-        flag_values=flags,
-    )  # fmt: skip
+    define_text_flags(flags)
     absl_flags.DEFINE_integer("reset_every", 1000, "tokens between resets in the second measurement", flag_values=flags)
-    absl_flags.DEFINE_bool("strict", False, "refuse a text with tokens that the vocabulary lacks", flag_values=flags)
 
 
 def run(flags: FlagValues) -> str:
@@ -33,25 +28,13 @@ def run(flags: FlagValues) -> str:
     from rich.console import Console
     from rich.progress import Progress
 
-    from rnn_lm.commands.texts import check_known
-    from rnn_lm.data.corpus import load_corpus, read_files, text_split
+    from rnn_lm.commands.texts import text_of
     from rnn_lm.files import dumps
     from rnn_lm.inference.evaluate import evaluate, figures
-    from rnn_lm.training.run_folder import load, read_config
+    from rnn_lm.training.run_folder import load
 
     model, vocabulary = load(workdir)
-    if flags.text:
-        text = read_files(*flags.text)
-        check_known(vocabulary, text, "the text", strict=flags.strict)
-        split, source = text_split(vocabulary, text), " ".join(flags.text)
-    else:
-        config, sha256 = read_config(workdir)
-        corpus = load_corpus(**config.corpus)
-        if corpus.sha256 != sha256:
-            raise UserError(
-                f"{corpus.name} is no longer the text that the run was trained on; name one with --text=FILE"
-            )
-        split, source = corpus.test, f"{corpus.name}, test split"
+    split, source = text_of(workdir, vocabulary, flags.text, strict=flags.strict)
     if split.tokens < 1:
         raise UserError(
             f"{source}: {len(split.ids)} tokens; at least 2 are needed. Another text can be given with --text=FILE"

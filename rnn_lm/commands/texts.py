@@ -1,9 +1,28 @@
-"""What the user's text has that a vocabulary lacks."""
+"""Which text a verb reads, and what it has that a vocabulary lacks."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
+from rnn_lm.data.corpus import Split, load_corpus, read_files, text_split
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
+from rnn_lm.training.run_folder import read_config
+
+
+def text_of(workdir: Path, vocabulary: Vocabulary, paths: Sequence[str], *, strict: bool) -> tuple[Split, str]:
+    """The text that `--text` names, or a run's test split, or its validation split if it has no other; and its name."""
+    if paths:
+        text = read_files(*paths)
+        check_known(vocabulary, text, "the text", strict=strict)
+        return text_split(vocabulary, text), " ".join(paths)
+    config, sha256 = read_config(workdir)
+    corpus = load_corpus(**config.corpus)
+    if corpus.sha256 != sha256:
+        raise UserError(f"{corpus.name} is no longer the text that the run was trained on; name one with --text=FILE")
+    if corpus.test.tokens:
+        return corpus.test, f"{corpus.name}, test split"
+    return corpus.valid, f"{corpus.name}, validation split"
 
 
 def check_known(vocabulary: Vocabulary, text: str, name: str, *, strict: bool) -> None:

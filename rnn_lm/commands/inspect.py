@@ -1,0 +1,81 @@
+"""What gradients do in a trained model on their way back through time: python run.py inspect --workdir=DIR
+
+Prints the findings; DIR/inspect.json has all numbers, DIR/plots/ a picture for each: how far back the loss looks and
+how fast gradients shrink or grow, the eigenvalues of W_hh, what truncation changes (regular, by windows, at random),
+how often clipping acted, and what a training step takes in memory and time.
+"""
+
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+
+from rnn_lm.commands.flags import FlagValues, define_text_flags, required
+from rnn_lm.errors import UserError
+
+
+def define_flags(flags: FlagValues) -> None:
+    define_text_flags(flags)
+    absl_flags.DEFINE_integer("window", 128, "steps that are looked back", flag_values=flags)
+
+
+def run(flags: FlagValues) -> str:
+    workdir = Path(required(flags, "workdir", "runs/char"))
+    if flags.window < 2:
+        raise UserError(f"--window is {flags.window}; it must be at least 2")
+
+    from rnn_lm.analysis.laboratory import Subject, inspect
+    from rnn_lm.commands.texts import text_of
+    from rnn_lm.files import write_json
+    from rnn_lm.training.metrics import read_metrics
+    from rnn_lm.training.run_folder import load, read_config
+
+    started = time.perf_counter()
+    model, vocabulary = load(workdir)
+    split, source = text_of(workdir, vocabulary, flags.text, strict=flags.strict)
+    config, _ = read_config(workdir)
+    subject = Subject(
+        model,
+        split.ids,
+        flags.window,
+        batch_size=config.batch_size,
+        segment_length=config.segment_length,
+        clip_norm=config.optimizer.clip_norm,
+        lines=read_metrics(workdir),
+    )
+
+    def say(question: str) -> None:
+        print(f"{time.perf_counter() - started:5.1f} s  {question}", file=sys.stderr, flush=True)
+
+    sections = inspect(subject, say)
+    sections["strategies"]["tokens"] = [vocabulary.decode([i]) for i in sections["strategies"]["tokens"]]
+    write_json(workdir / "inspect.json", {"text": source, "window": flags.window} | sections)
+    pictures = _draw(workdir / "plots", sections)
+    findings = [textwrap.fill(f"- {s['finding']}", 100, subsequent_indent="  ") for s in sections.values()]
+    return "\n".join(
+        [
+            f"{workdir} on {source}, looking back {flags.window} steps:",
+            "",
+            *findings,
+            "",
+            f"Files: {workdir}/inspect.json",
+            *(f"       {path}" for path in pictures),
+        ]
+    )
+
+
+def _draw(folder: Path, sections: dict[str, Any]) -> list[Path]:
+    """A picture of each section; the paths."""
+    try:
+        from rnn_lm import plots
+    except ImportError:
+        print("no plots: pip install 'rnn_lm[plots]' draws them", file=sys.stderr)
+        return []
+    paths = []
+    for name, section in sections.items():
+        paths.append(folder / f"{name}.png")
+        plots.INSPECTION[name](paths[-1], section)
+    return paths
