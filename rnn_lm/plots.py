@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -51,10 +52,9 @@ def gradients_by_lag(path: Path, section: Mapping[str, Any]) -> None:
         axes.fill_between(lags, q["0.25"][first:], q["0.75"][first:], color=colour, alpha=0.2, linewidth=0)
         axes.plot(lags, q["0.5"][first:], color=colour, label=f"{letter}: median, and 50 % and 90 % of all positions")
     median, rate = np.array(section["quantiles"]["h"]["0.5"]), section["predicted_rate"]
-    lags = np.arange(len(median))
-    later = lags[len(lags) // 2 :]
-    if np.isfinite(rate) and (median[later] > 0).all():
-        anchor = np.mean(np.log(median[later]) - rate * later)
+    lags, later = np.arange(len(median)), section["later_lags"]
+    if np.isfinite(rate) and later:
+        anchor = np.mean(np.log(median[later]) - rate * np.array(later))
         predicted = f"predicted by the largest Lyapunov exponent: × {np.exp(rate):.3f} a step"
         axes.plot(lags, np.exp(anchor + rate * lags), "--", color="tab:red", label=predicted)
     axes.axhline(0.01 * median[0], color="gray", linestyle=":", label="1 % of the median at lag 0")
@@ -100,14 +100,15 @@ def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
     """Cosine and bias of the truncated gradient against the full one, over τ."""
     figure, [cosine, bias] = _figure(section["finding"], columns=2)
     longest = max(row["steps"] for row in section["rows"])  # there nothing is truncated
-    rows = [row for row in section["rows"] if row["steps"] < longest and row["bias"] > 1e-6]
+    rows = [row for row in section["rows"] if row["steps"] < longest and row["bias"] > 1e-5]
     for kind, marker, colour in [("segment", "s", "tab:orange"), ("window", "o", "tab:blue")]:
         for name in dict.fromkeys(row["parameter"] for row in rows):
             line = [row for row in rows if (row["kind"], row["parameter"]) == (kind, name)]
             style = {"marker": marker, "label": f"{kind} truncation"} if name == "all" else {"alpha": 0.25}
             _over(cosine, line, "steps", "cosine", color=colour, **style)
             _over(bias, line, "steps", "bias", color=colour, **style)
-    cosine.plot([], [], color="gray", alpha=0.4, label="pale: single parameters")
+    for axes in (cosine, bias):
+        axes.plot([], [], color="gray", alpha=0.4, label="pale: single parameters")
     cosine.set(title="Direction", ylabel="cosine between truncated and full gradient")
     bias.set(title="Bias", ylabel="‖truncated − full‖ / ‖full‖ (logarithmic)", yscale="log")
     _plain_ticks(bias.yaxis, subs=(1, 2, 5))
@@ -157,6 +158,7 @@ def clipping(path: Path, section: Mapping[str, Any]) -> None:
     if section["clip_norm"]:
         norms.axhline(section["clip_norm"], color="gray", linestyle=":", label=f"clip_norm = {section['clip_norm']:g}")
     norms.set(title="Gradient norms through the run", ylabel="global norm (logarithmic)", yscale="log")
+    _plain_ticks(norms.yaxis, subs=(1, 2, 5))
     clipped = [{"step": line["step"], "%": 100 * line["clipped"]} for line in section["lines"] if "clipped" in line]
     _over(share, clipped, "step", "%", color="tab:red")
     share.set(xlabel="step", ylabel="steps clipped (%)", ylim=(-5, 105))
@@ -187,22 +189,28 @@ def cost(path: Path, section: Mapping[str, Any]) -> None:
     _save(figure, path)
 
 
+MAX_COLUMNS = 72  # of text in a picture
+
+
 def strategies(path: Path, section: Mapping[str, Any]) -> None:
     """The book's figure of the three strategies: a text, cut where the gradient stops."""
     figure, [axes] = _figure(section["finding"], size=(12, 3.2))
-    tokens = [token.replace("\n", "↵") for token in section["tokens"]]
-    lefts = np.cumsum([0, *(max(len(token), 1) for token in tokens)])
+    shown = [token.replace("\n", "↵").replace("\t", "→") for token in section["tokens"]]
+    font = get_font(findfont("monospace"))
+    lefts = np.cumsum([0, *(len(token) + (len(token) > 1) for token in shown)])
+    tokens = shown[: np.searchsorted(lefts, MAX_COLUMNS, side="right") - 1]
     for row, (name, cuts) in enumerate(section["cuts"].items()):
-        edges = [0, *cuts, len(tokens)]
+        edges = [0, *(cut for cut in cuts if cut < len(tokens)), len(tokens)]
         for number, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
             colour = ["tab:blue", "tab:orange", "tab:green"][row]
             box = Rectangle((lefts[start] + 0.08, -row - 0.35), lefts[end] - lefts[start] - 0.16, 0.7)
             box.set(facecolor=colour, alpha=0.15 + 0.12 * (number % 2), edgecolor="none")
             axes.add_patch(box)
         for token, left, right in zip(tokens, lefts, lefts[1:], strict=False):
+            token = "".join(c if font.get_char_index(ord(c)) else "□" for c in token)
             axes.text((left + right) / 2, -row, token, ha="center", va="center", family="monospace", fontsize=9)
         axes.text(-1, -row, name, ha="right", va="center")
-    axes.set(title="Three ways to go back through time", xlim=(-9, lefts[-1] + 0.5), ylim=(-2.6, 0.6))
+    axes.set(title="Three ways to go back through time", xlim=(-9, lefts[len(tokens)] + 0.5), ylim=(-2.6, 0.6))
     axes.set_axis_off()
     _save(figure, path)
 
@@ -253,6 +261,11 @@ def _inside(tick: float, limits: tuple[float, float]) -> bool:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
+        for name, axis in {"x": axes.xaxis, "y": axes.yaxis}.items():
+            numbers = [np.asarray(getattr(line, f"get_{name}data")(), float) for line in axes.lines]
+            if not any(((n > 0) & np.isfinite(n)).any() for n in numbers) and axis.get_scale() == "log":
+                axes.set(**{f"{name}scale": "linear"})  # a logarithm needs something above 0
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes(path, buffer.getvalue())

@@ -10,7 +10,9 @@ import jaxtyping
 import pytest
 
 CHECKED = ["rnn_lm.nn", "rnn_lm.keys", "rnn_lm.data.batches", "rnn_lm.inference", "rnn_lm.training.optimizers"]
+CHECKED += ["rnn_lm.analysis"]
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
+    import rnn_lm.analysis.laboratory
     import rnn_lm.data.batches
     import rnn_lm.inference.evaluate
     import rnn_lm.inference.generate

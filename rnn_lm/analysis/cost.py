@@ -1,7 +1,7 @@
 """What a training step takes, in memory and in time, by how it goes back through time."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -11,6 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
+
+MAX_BYTES = 4e9  # of a gradient that is run, not only compiled
+TIME_LIMIT = 1.0  # seconds, after which a call is not repeated
 
 Loss = Callable[[Any, Any, Int[Array, "T B"]], tuple[Float[Array, ""], Any]]
 
@@ -26,7 +29,7 @@ def loss_of(graphdef: nnx.GraphDef, *, remat: int | Literal["sqrt"] | None = Non
     return loss
 
 
-def gradient_in_segments(loss: Loss, params: Any, carry: Any, tokens: Int[Array, "T B"], segment: int) -> Any:
+def gradient_in_segments(loss: Loss, segment: int, params: Any, carry: Any, tokens: Int[Array, "T B"]) -> Any:
     """Truncated backpropagation through time: the gradient of each segment, one after the other, summed.
 
     What a segment needs for its gradient is forgotten before the next; the state goes on as a constant.
@@ -42,46 +45,38 @@ def gradient_in_segments(loss: Loss, params: Any, carry: Any, tokens: Int[Array,
     return total
 
 
-def step_costs(
-    model: RNNLM,
-    *,
-    batch_size: int,
-    segment: int,
-    lengths: list[int],
-    max_seconds: float = 3.0,
-    on_progress: Callable[[], Any] = lambda: None,
-) -> list[dict[str, Any]]:
+def step_costs(model: RNNLM, *, batch_size: int, segment: int, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Bytes of temporaries and seconds of the gradient over T steps, for each T of `lengths`, multiples of `segment`.
 
     Three ways: all states "cached"; "remat", the states of every √T-th step kept and the others computed again;
-    "truncated" at segments. Bytes are the compiled program's own account, beyond parameters and gradients. A T that
-    would take longer than `max_seconds`, by the one before it, is left out.
+    "truncated" at segments.
     """
     graphdef, params = nnx.split(model, nnx.Param)
     cached, remat = loss_of(graphdef), loss_of(graphdef, remat="sqrt")
     ways: dict[str, Callable[..., Any]] = {
         "cached": lambda *args: jax.grad(cached, has_aux=True)(*args)[0],
         "remat": lambda *args: jax.grad(remat, has_aux=True)(*args)[0],
-        "truncated": lambda *args: gradient_in_segments(cached, *args, segment),
+        "truncated": lambda *args: gradient_in_segments(cached, segment, *args),
     }
-    costs: list[dict[str, Any]] = []
     carry = model.initialize_carry(batch_size)
-    for steps in lengths:
-        before = [cost["seconds"] / cost["steps"] * steps for cost in costs[-len(ways) :]]
-        for name, way in ways.items():
-            if max(before, default=0.0) < max_seconds:
-                tokens = jnp.zeros((steps, batch_size), jnp.int32)
-                costs.append({"steps": steps, "way": name} | measured(way, params, carry, tokens))
-            on_progress()
-    return costs
+    return [
+        {"steps": steps, "way": name} | measured(way, params, carry, jnp.zeros((steps, batch_size), jnp.int32))
+        for steps in lengths
+        for name, way in ways.items()
+    ]
 
 
-def measured(function: Callable[..., Any], *arguments: Any, repeats: int = 3) -> dict[str, Any]:
-    """Bytes of temporaries of the compiled function, and the seconds of its fastest call."""
+def measured(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """What a function takes: bytes of temporaries, by the compiled program's own account, and seconds.
+
+    The time is the fastest of a few calls within `TIME_LIMIT`; None where the memory would be more than `MAX_BYTES`.
+    """
     compiled = jax.jit(function).lower(*arguments).compile()
-    seconds = []
-    for _ in range(repeats):
+    analysis: Any = compiled.memory_analysis()
+    size = analysis.temp_size_in_bytes
+    seconds: list[float] = []
+    while size <= MAX_BYTES and len(seconds) < 3 and sum(seconds) < TIME_LIMIT:
         start = time.perf_counter()
         jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - start)
-    return {"temporary_bytes": compiled.memory_analysis().temp_size_in_bytes, "seconds": min(seconds)}
+    return {"temporary_bytes": size, "seconds": min(seconds, default=None)}

@@ -17,11 +17,13 @@ from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
 
 Gradient = dict[str, np.ndarray]  # by the parameter's name, such as "cell.w_hh"
-AT_ONCE = 16  # backward passes side by side
+AT_ONCE = 16  # backward passes side by side, at most
+MAX_NUMBERS = 2**24  # of states and logits, in passes side by side
+SMALLEST = 1e-30  # a norm; less is soon too little for a float32
 
 
-def windows_of(ids: Int[np.ndarray, "T"], count: int, window: int) -> Int[np.ndarray, "2W+1 N"]:
-    """`count` windows, evenly spaced, of 2·window + 1 tokens: a warm-up, the window, and its last label. [2W+1, count]
+def windows_of(ids: Int[np.ndarray, "T"], count: int, window: int) -> Int[np.ndarray, "L N"]:
+    """`count` windows, evenly spaced, of L = 2·window + 1 tokens: a warm-up, the window, and its last label.
 
     The warm-up gives the window a state like those that the model has in the middle of a text.
 
@@ -46,7 +48,7 @@ class Minibatch(NamedTuple):
     labels: Int[Array, "W N"]
 
 
-def minibatch_of(model: RNNLM, windows: Int[np.ndarray, "2W+1 N"]) -> Minibatch:
+def minibatch_of(model: RNNLM, windows: Int[np.ndarray, "L N"]) -> Minibatch:
     """The later halves of the windows, after the model has read the earlier ones."""
     window = len(windows) // 2
     tokens = jnp.asarray(windows)
@@ -95,20 +97,27 @@ def _norm(x: Float[Array, "W H"]) -> Float[Array, "W"]:
 
 
 def effective_memory(norms: Float[np.ndarray, "W N"], share: float = 0.01) -> int | None:
-    """The first lag at which the median norm is below `share` of that at lag 0; None where no lag of the window is."""
+    """The first lag at which the median norm is below `share` of that at lag 0; None where no lag of the window is.
+
+    And where there is nothing to compare with: a median at lag 0 that is 0, or no number.
+    """
     median = np.median(norms, axis=1)
     below = np.flatnonzero(median < share * median[0])
     return int(below[0]) if len(below) else None
 
 
+def later_lags(norms: Float[np.ndarray, "W N"]) -> Int[np.ndarray, "K"]:
+    """The later half of the lags at which the median norm is a number that float32 can tell from 0."""
+    median = np.median(norms, axis=1)
+    usable = np.flatnonzero(np.isfinite(median) & (median > SMALLEST))
+    return usable[len(usable) // 2 :]
+
+
 def rate_by_lag(norms: Float[np.ndarray, "W N"]) -> float:
-    """The slope of the median of log ‖∂L_t/∂h_{t−k}‖ over k, fitted over the later half of the lags."""
-    with np.errstate(divide="ignore"):
-        logs = np.median(np.log(norms), axis=1)
-    lags = np.arange(len(logs))[len(logs) // 2 :]
-    return (
-        float(np.polyfit(lags, logs[lags], 1)[0]) if np.isfinite(logs[lags]).all() and len(lags) > 1 else float("nan")
-    )
+    """The slope, over `later_lags`, of the mean over the text of log ‖∂L_t/∂h_{t−k}‖; nan where there are too few."""
+    lags = later_lags(norms)
+    held = norms[lags][:, (norms[lags] > SMALLEST).all(0)]  # of a loss that is exactly 0 nothing goes back
+    return float(np.polyfit(lags, np.log(held).mean(1), 1)[0]) if len(lags) > 1 and held.size else float("nan")
 
 
 def gradient(
@@ -124,9 +133,15 @@ def gradient(
 def randomized_gradients(
     model: RNNLM, batch: Minibatch, keep_probability: float, draws: int
 ) -> tuple[Gradient, Gradient]:
-    """Mean and variance of each entry of the gradient over draws of `RandomizedTruncation`, a multiple of `AT_ONCE`."""
+    """Mean and variance of each entry of the gradient over independent draws of `RandomizedTruncation`.
+
+    Where π is small the mean lives from rare large draws, which a few draws do not show.
+    """
     graphdef, params = nnx.split(model, nnx.Param)
-    keys = jax.random.split(named_key(0, "truncation"), draws).reshape(-1, AT_ONCE)
+    states = sum(leaf.shape[-1] for leaf in jax.tree.leaves(batch.carry))
+    at_once = max(1, min(AT_ONCE, MAX_NUMBERS // (batch.labels.size * (4 * states + model.vocab_size))))
+    at_once = max(n for n in range(1, at_once + 1) if draws % n == 0)
+    keys = jax.random.split(named_key(0, "truncation"), draws).reshape(-1, at_once)
     mean, variance = _moments(graphdef, params, batch, jnp.float32(keep_probability), keys)
     return _named(mean), _named(variance)
 
@@ -165,7 +180,9 @@ def _moments(
     nothing = jax.tree.map(jnp.zeros_like, params)
     (total, squares), _ = jax.lax.scan(add, (nothing, nothing), keys)
     mean = jax.tree.map(lambda g, t: g + t / keys.size, full, total)
-    return mean, jax.tree.map(lambda s, t: (s - t**2 / keys.size) / (keys.size - 1), squares, total)
+    # Rounding alone can put the variance of what does not vary below 0.
+    variance = jax.tree.map(lambda s, t: jnp.maximum(s - t**2 / keys.size, 0) / (keys.size - 1), squares, total)
+    return mean, variance
 
 
 def compared(truncated: Gradient, full: Gradient) -> dict[str, dict[str, float]]:
@@ -188,8 +205,7 @@ def _flat(gradient: Gradient) -> np.ndarray:
 
 
 def _named(params: Any) -> Gradient:
+    """In float64, so that no square is too small or too large."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): np.asarray(x)
-        for path, x in leaves
-    }
+    names = (jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value") for path, _ in leaves)
+    return {name: np.asarray(leaf, np.float64) for name, (_, leaf) in zip(names, leaves, strict=True)}

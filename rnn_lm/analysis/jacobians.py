@@ -47,7 +47,8 @@ def lyapunov_exponents(
 
     exp of the first is what a small change of the state (all layers, h and c) is multiplied by at each step, in the
     mean along real text; so is a gradient on its way back. `count` directions are carried along by the Jacobians and
-    made orthogonal again at each step; what that divides them by is averaged, after `warm_up` steps.
+    made orthogonal again at each step; what that divides them by is averaged, after `warm_up` steps. The errors, over
+    the texts, are nan where there is only one.
 
     References: Benettin, Galgani, Giorgilli, Strelcyn, Meccanica 15, 1980; for recurrent networks: Vogt, Puelma
     Touzel, Shlizerman, Lajoie, Frontiers in Applied Mathematics and Statistics 8, 2022.
@@ -55,7 +56,9 @@ def lyapunov_exponents(
     graphdef, params = nnx.split(model, nnx.Param)
     logs = np.asarray(_stretching(graphdef, params, jnp.asarray(windows), count), np.float64)[warm_up:]
     by_text = logs.mean(0)
-    return by_text.mean(0), by_text.std(0, ddof=1) / np.sqrt(len(by_text))
+    with np.errstate(invalid="ignore"):  # -inf − -inf, of directions that are lost at once
+        spread = by_text.std(0, ddof=1) if len(by_text) > 1 else np.full(by_text.shape[1], np.nan)
+    return by_text.mean(0), spread / np.sqrt(len(by_text))
 
 
 @partial(jax.jit, static_argnames=("graphdef", "count"))
@@ -64,12 +67,13 @@ def _stretching(
 ) -> Float[Array, "T N count"]:
     model = nnx.merge(graphdef, params)
     inputs = windows if model.embedding is None else model.embedding[windows]
-    leaves, structure = jax.tree.flatten(model.initialize_carry(windows.shape[1]))
+    initial = model.initialize_carry(windows.shape[1])
+    leaves, structure = jax.tree.leaves(initial), jax.tree.structure(initial)
     ends = np.cumsum([leaf.shape[1] for leaf in leaves])
     count = min(count, int(ends[-1]))
 
     def advance(state: Float[Array, "N S"], x: Array) -> Float[Array, "N S"]:
-        carry, _ = model.cell(structure.unflatten(jnp.split(state, ends[:-1], axis=1)), x)
+        carry, _ = model.cell(jax.tree.unflatten(structure, jnp.split(state, ends[:-1], axis=1)), x)
         return jnp.concatenate(jax.tree.leaves(carry), axis=1)
 
     def step(carry: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], Array]:

@@ -1,6 +1,6 @@
 """What `inspect` asks of a trained model: one function a question, which returns its numbers and a sentence on them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from rnn_lm.analysis.gradients import (
     compared,
     effective_memory,
     gradient,
+    later_lags,
     minibatch_of,
     norms_by_lag,
     randomized_gradients,
@@ -51,8 +52,9 @@ class Subject:
 
     @cached_property
     def lyapunov(self) -> tuple[np.ndarray, np.ndarray]:
-        """Exponents and standard errors."""
-        return lyapunov_exponents(self.model, windows_of(self.ids, TEXTS, self.window), warm_up=self.window)
+        """Exponents and standard errors, over texts that do not overlap."""
+        count = max(1, min(TEXTS, len(self.ids) // (2 * self.window + 1)))
+        return lyapunov_exponents(self.model, windows_of(self.ids, count, self.window), warm_up=self.window)
 
 
 Section = dict[str, Any]
@@ -76,13 +78,16 @@ def gradients_by_lag(subject: Subject) -> Section:
     norms = norms_by_lag(subject.model, subject.minibatch(POSITIONS))
     (exponent, *_), (error, *_) = subject.lyapunov
     memory, rate = effective_memory(norms["h"]), rate_by_lag(norms["h"])
-    where = f"after {memory} steps" if memory else f"nowhere within {subject.window} steps"
-    finding = (
-        f"On its way back the median gradient falls below 1 % of its start {where}; later on it is multiplied by "
-        f"{np.exp(rate):.3f} a step, where the largest Lyapunov exponent says {np.exp(exponent):.3f}."
-    )
-    if abs(rate - exponent) > max(0.02, 4 * error):
-        finding += " (They part: what the state keeps longest, the loss hardly reads.)"
+    if not np.median(norms["h"][0]) > 0:  # nan too
+        finding = "The gradient is 0 or no number already at the step of the loss: there is nothing to follow back."
+    else:
+        where = f"after {memory} steps" if memory else f"nowhere within {subject.window} steps"
+        finding = f"On its way back the median gradient falls below 1 % of its start {where}."
+    if np.isfinite(rate) and np.isfinite(exponent):
+        finding += f" Later on gradients are multiplied by {np.exp(rate):.3f} a step; "
+        finding += f"the largest Lyapunov exponent says {np.exp(exponent):.3f}."
+        if exponent - rate > max(0.02, 4 * np.nan_to_num(error)):
+            finding += " (They part: what the state keeps longest, the loss hardly reads.)"
     return {
         "finding": finding,
         "positions": POSITIONS,
@@ -90,6 +95,7 @@ def gradients_by_lag(subject: Subject) -> Section:
             letter: {f"{q:g}": np.quantile(of_letter, q, axis=1).tolist() for q in QUANTILES}
             for letter, of_letter in norms.items()
         },
+        "later_lags": later_lags(norms["h"]).tolist(),
         "effective_memory": memory,
         "rate": rate,
         "predicted_rate": float(exponent),
@@ -101,12 +107,19 @@ def jacobians(subject: Subject) -> Section:
     spectra = recurrent_spectra(subject.model)
     exponents, errors = subject.lyapunov
     radii = sorted(gate["spectral_radius"] for gate in spectra)
-    which = f"{radii[0]:.2f} to {radii[-1]:.2f}, gate by gate" if len(radii) > 1 else f"{radii[0]:.2f}"
+    which = f"{radii[0]:.2f} to {radii[-1]:.2f}" if len(radii) > 1 else f"{radii[0]:.2f}"
+    finding = f"The spectral radius of W_hh is {which}"
+    if {gate["gate"] for gate in spectra} == {"h"}:  # an Elman cell: its own powers are the gradient's
+        fate = "keep their size" if abs(radii[-1] - 1) < 0.005 else "explode" if radii[-1] > 1 else "vanish"
+        finding += f": by its powers alone gradients would {fate}"
+    if np.isfinite(exponents[0]):
+        error = f" (± {np.exp(exponents[0]) * errors[0]:.3f})" if np.isfinite(errors[0]) else ""
+        finding += (
+            ". Counting in the slopes of activations and gates along the text, gradients are multiplied by "
+            f"{np.exp(exponents[0]):.3f}{error} a step: the largest Lyapunov exponent"
+        )
     return {
-        "finding": f"The spectral radius of W_hh is {which}: by its powers alone gradients would "
-        f"{'explode' if radii[-1] > 1 else 'vanish'}. What the slope of the activations and the gates make of it along "
-        f"the text, the largest Lyapunov exponent, multiplies them by {np.exp(exponents[0]):.3f} "
-        f"(± {np.exp(exponents[0]) * errors[0]:.3f}) a step.",
+        "finding": f"{finding}.",
         "w_hh": spectra,
         "lyapunov_exponents": exponents.tolist(),
         "standard_errors": errors.tolist(),
@@ -123,13 +136,14 @@ def truncated_gradients(subject: Subject) -> Section:
         for kind, truncation in (("segment", SegmentTruncation(steps)), ("window", WindowTruncation(steps))):
             by_name = compared(gradient(subject.model, batch, truncation), full)
             rows += [{"kind": kind, "steps": steps, "parameter": name} | row for name, row in by_name.items()]
-    enough = {
-        kind: min(r["steps"] for r in rows if r["kind"] == kind and r["parameter"] == "all" and r["bias"] < 0.1)
-        for kind in ("segment", "window")
-    }
+    parts = []
+    for kind, how in (("window", "each loss looks back {} steps (window)"), ("segment", "the text is cut every {}")):
+        totals = [row for row in rows if row["kind"] == kind and row["parameter"] == "all"]
+        enough = _from_there_on([row["bias"] < 0.1 for row in totals])
+        parts += [how.format(totals[enough]["steps"])] if enough is not None else []
+    finding = f"The truncated gradient is within 10 % of the one over {subject.window} steps if {' or '.join(parts)}."
     return {
-        "finding": f"The truncated gradient is within 10 % of the one over {subject.window} steps if each loss looks "
-        f"back {enough['window']} steps (window), or the text is cut every {enough['segment']} (segment).",
+        "finding": finding if parts else "The gradient is 0 or no number here: there is nothing to compare.",
         "windows": MINIBATCH,
         "rows": rows,
     }
@@ -139,39 +153,47 @@ def randomized_truncation(subject: Subject) -> Section:
     """Mean and spread of randomized truncation over many draws, for several π, by parameter."""
     batch = subject.minibatch(MINIBATCH)
     full = gradient(subject.model, batch)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for probability in KEEP_PROBABILITIES:
         mean, variance = randomized_gradients(subject.model, batch, probability, DRAWS)
         for name, row in compared(mean, full).items():
-            of_name = list(full) if name == "all" else [name]
-            total = sum(float(variance[n].sum()) for n in of_name)
-            size = sum(float(np.square(full[n]).sum()) for n in of_name) ** 0.5
-            spread = {"standard_deviation": total**0.5 / size, "standard_error": (total / DRAWS) ** 0.5 / size}
+            names = list(full) if name == "all" else [name]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                deviation = np.sqrt(
+                    sum(variance[n].sum() for n in names) / sum(np.square(full[n]).sum() for n in names)
+                )
+            spread = {"standard_deviation": float(deviation), "standard_error": float(deviation) / DRAWS**0.5}
             rows.append({"keep_probability": probability, "parameter": name} | row | spread)
-    quiet = [r["keep_probability"] for r in rows if r["parameter"] == "all" and r["standard_deviation"] < 1]
-    return {
-        "finding": "Randomized truncation is right in the mean and pays in noise: a single draw strays by less than "
-        + (
-            f"the gradient's own length from π = {min(quiet):g} on."
-            if quiet
-            else "the gradient's own length nowhere here."
-        ),
-        "draws": DRAWS,
-        "rows": rows,
-    }
+    totals = [row for row in rows if row["parameter"] == "all"]
+    quiet = _from_there_on([row["standard_deviation"] < 1 for row in totals])
+    where = f"from π = {totals[quiet]['keep_probability']:g} on" if quiet is not None else "for no π here"
+    rare = [f"{row['keep_probability']:g}" for row in totals if row["bias"] > 3 * row["standard_error"]]
+    finding = f"A single draw strays from the full gradient by less than that one's own length {where}."
+    if rare:
+        finding += f" At π = {', '.join(rare)} the mean needs rare large draws, of which {DRAWS} show none."
+    return {"finding": finding, "draws": DRAWS, "rows": rows}
+
+
+def _from_there_on(fits: Sequence[Any]) -> int | None:
+    """The place from which on all fit; None where the last does not."""
+    misfits = [i for i, fit in enumerate(fits) if not fit]
+    start = misfits[-1] + 1 if misfits else 0
+    return start if start < len(fits) else None
 
 
 def clipping(subject: Subject) -> Section:
     """The gradient's norm before and after clipping through the run, and the share of steps at which it acted."""
     names = ("step", "grad_norm", "clipped_norm", "clipped")
     lines = [{n: line[n] for n in names if n in line} for line in subject.lines if line["split"] == "train"]
-    with_clipping = [line for line in lines if "clipped" in line]
-    if with_clipping:
-        ends = [0, *(line["step"] for line in with_clipping)]
-        share = np.average([line["clipped"] for line in with_clipping], weights=np.diff(ends))
-        finding = f"The gradient's norm was clipped to {subject.clip_norm:g} at {share:.1%} of the steps."
+    since = np.diff([0, *(line["step"] for line in lines)])
+    noted = [(line["clipped"] * steps, steps) for line, steps in zip(lines, since, strict=True) if "clipped" in line]
+    share = float(sum(n for n, _ in noted) / sum(steps for _, steps in noted)) if noted else None
+    if share is not None:
+        finding = f"The gradient's norm was clipped to {subject.clip_norm:g} at {100 * share:.1f} % of the steps."
+    elif not subject.clip_norm:
+        finding = "Nothing was clipped: clip_norm is 0."
     else:
-        share, finding = None, "No clipping: either clip_norm is 0 or the run is of a version that did not note it."
+        finding = "The run has not logged what clipping does: it was stopped too early, or is of an older version."
     return {"finding": finding, "clip_norm": subject.clip_norm, "share": share, "lines": lines}
 
 
@@ -179,12 +201,10 @@ def cost(subject: Subject) -> Section:
     """Memory and time of the gradient against T: all states kept, some computed again, or truncated."""
     lengths = [subject.segment_length * factor for factor in LENGTHS]
     rows = step_costs(subject.model, batch_size=subject.batch_size, segment=subject.segment_length, lengths=lengths)
-    longest = {row["way"]: row for row in rows[-3:]}
-    megabytes = {way: row["temporary_bytes"] / 1e6 for way, row in longest.items()}
+    cached, remat, truncated = (f"{row['temporary_bytes'] / 1e6:.3g}" for row in rows[-3:])
     return {
-        "finding": f"Over {rows[-1]['steps']} steps the gradient takes {megabytes['cached']:,.0f} MB with all states "
-        f"kept, {megabytes['remat']:,.0f} with most computed again, and {megabytes['truncated']:,.0f} truncated every "
-        f"{subject.segment_length}, which does not grow with T.",
+        "finding": f"Over {lengths[-1]:,} steps the gradient takes {cached} MB with all states kept, {remat} with most "
+        f"of them computed again, and {truncated} truncated every {subject.segment_length}.",
         "batch_size": subject.batch_size,
         "segment_length": subject.segment_length,
         "rows": rows,
@@ -194,18 +214,14 @@ def cost(subject: Subject) -> Section:
 def strategies(subject: Subject) -> Section:
     """The three ways to cut a text, on the first tokens of this one: where the gradient stops."""
     shown = min(SHOWN, len(subject.ids))
-    segment = SegmentTruncation(SHOWN_SEGMENT)
-    randomized = RandomizedTruncation(1 - 1 / SHOWN_SEGMENT, named_key(0, "strategies"))
-    cuts = {
-        "randomized": np.flatnonzero(np.asarray(randomized.passed(shown)) == 0).tolist(),
-        "regular": np.flatnonzero(np.asarray(segment.passed(shown)) == 0).tolist(),
-        "full": [],
-    }
+    regular = SegmentTruncation(SHOWN_SEGMENT).passed(shown)
+    randomized = RandomizedTruncation(1 - 1 / SHOWN_SEGMENT, named_key(0, "strategies")).passed(shown)
+    passed = {"randomized": randomized, "regular": regular, "full": np.ones(shown)}
     return {
         "finding": "Within a box gradients flow from right to left; at its left edge they stop. Regular truncation "
         f"cuts every {SHOWN_SEGMENT} tokens, randomized as often in the mean, full never.",
         "tokens": subject.ids[:shown].tolist(),
-        "cuts": cuts,
+        "cuts": {name: np.flatnonzero(np.asarray(p) == 0).tolist() for name, p in passed.items()},
     }
 
 

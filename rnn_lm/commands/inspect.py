@@ -19,13 +19,15 @@ from rnn_lm.errors import UserError
 
 def define_flags(flags: FlagValues) -> None:
     define_text_flags(flags)
-    absl_flags.DEFINE_integer("window", 128, "steps that are looked back", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "window", 128, "steps that are looked back; the time grows with its square", flag_values=flags
+    )
 
 
 def run(flags: FlagValues) -> str:
     workdir = Path(required(flags, "workdir", "runs/char"))
-    if flags.window < 2:
-        raise UserError(f"--window is {flags.window}; it must be at least 2")
+    if flags.window < 4:
+        raise UserError(f"--window is {flags.window}; it must be at least 4")
 
     from rnn_lm.analysis.laboratory import Subject, inspect
     from rnn_lm.commands.texts import text_of
@@ -35,7 +37,7 @@ def run(flags: FlagValues) -> str:
 
     started = time.perf_counter()
     model, vocabulary = load(workdir)
-    split, source = text_of(workdir, vocabulary, flags.text, strict=flags.strict)
+    split, source = text_of(workdir, vocabulary, flags.text, strict=flags.strict, or_valid=True)
     config, _ = read_config(workdir)
     subject = Subject(
         model,

@@ -10,8 +10,10 @@ from rnn_lm.errors import UserError
 from rnn_lm.training.run_folder import read_config
 
 
-def text_of(workdir: Path, vocabulary: Vocabulary, paths: Sequence[str], *, strict: bool) -> tuple[Split, str]:
-    """The text that `--text` names, or a run's test split, or its validation split if it has no other; and its name."""
+def text_of(
+    workdir: Path, vocabulary: Vocabulary, paths: Sequence[str], *, strict: bool, or_valid: bool = False
+) -> tuple[Split, str]:
+    """The text that `--text` names, or the run's test split (`or_valid`: validation, if it has none); and its name."""
     if paths:
         text = read_files(*paths)
         check_known(vocabulary, text, "the text", strict=strict)
@@ -20,9 +22,9 @@ def text_of(workdir: Path, vocabulary: Vocabulary, paths: Sequence[str], *, stri
     corpus = load_corpus(**config.corpus)
     if corpus.sha256 != sha256:
         raise UserError(f"{corpus.name} is no longer the text that the run was trained on; name one with --text=FILE")
-    if corpus.test.tokens:
-        return corpus.test, f"{corpus.name}, test split"
-    return corpus.valid, f"{corpus.name}, validation split"
+    if or_valid and not corpus.test.tokens:
+        return corpus.valid, f"{corpus.name}, validation split"
+    return corpus.test, f"{corpus.name}, test split"
 
 
 def check_known(vocabulary: Vocabulary, text: str, name: str, *, strict: bool) -> None:

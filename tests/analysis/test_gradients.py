@@ -128,7 +128,7 @@ def test_comparison():
 def test_moments_of_randomized_gradients_are_those_of_single_draws():
     model = RNNLM(V, H, rngs=nnx.Rngs(0))
     batch = minibatch_of(model, WINDOWS)
-    mean, variance = randomized_gradients(model, batch, 0.7, 32)
+    mean, variance = randomized_gradients(model, batch, 0.7, 34)
     graphdef, params = nnx.split(model)
 
     @jax.jit
@@ -140,7 +140,8 @@ def test_moments_of_randomized_gradients_are_those_of_single_draws():
 
         return jax.grad(loss)(params)["cell"]["w_hh"][...]
 
-    draws = [draw(key) for key in jax.random.split(named_key(0, "truncation"), 32)]
+    draws = [draw(key) for key in jax.random.split(named_key(0, "truncation"), 34)]
     np.testing.assert_allclose(mean["cell.w_hh"], np.mean(draws, 0), atol=1e-6)
     np.testing.assert_allclose(variance["cell.w_hh"], np.var(draws, 0, ddof=1), rtol=1e-3, atol=1e-9)
     assert variance["cell.w_hh"].max() > 1e-8
+    assert 0 <= variance["w_hq"].min() and variance["w_hq"].max() < 1e-12  # no time to go back through

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rnn_lm.data.corpus import recall
+from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.nn.cells import LSTMCell, Stack
+from rnn_lm.nn.losses import cross_entropy
+from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
 from tests.nn.test_recurrence import (
@@ -124,6 +128,21 @@ def test_segments_equal_separately_differentiated_ones():
         return total + sum((i + 1.0) * jnp.sum(leaf) for i, leaf in enumerate(jax.tree.leaves(state)))
 
     assert_same(gradient(SegmentTruncation(4), cell, carry, x)[0], jax.grad(loss)(nnx.state(cell)))
+
+
+@pytest.mark.parametrize("steps, learns", [(9, False), (10, True)])
+def test_the_recall_task_takes_a_window_of_its_lag(steps, learns):
+    """The loss on the last capital of a line reaches the input that was the first one, 10 steps back, or does not."""
+    vocabulary = Vocabulary.of(recall(50), kind="char", normalize="none")
+    ids = jnp.asarray(vocabulary.encode(recall(1)[:11]))[:, None]
+    model = RNNLM(len(vocabulary), H, rngs=nnx.Rngs(0), cell="gru")
+
+    def loss(model):
+        _, h = model.hidden(model.initialize_carry(1), ids[:-1], truncation=WindowTruncation(steps))
+        return cross_entropy(model.output(h[-1]), ids[-1]).sum()
+
+    of_capital = nnx.grad(loss)(model)["cell"]["w_xh"][...][ids[0, 0]]
+    assert (np.abs(of_capital).max() > 1e-6) == learns and (np.abs(of_capital).max() == 0) != learns
 
 
 ALL = [SegmentTruncation(2), WindowTruncation(2), RandomizedTruncation(0.5, jax.random.key(0))]

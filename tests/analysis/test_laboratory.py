@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from flax import nnx
+
+from rnn_lm import plots
+from rnn_lm.analysis import laboratory
+from rnn_lm.analysis.laboratory import SECTIONS, Subject
+from rnn_lm.files import dumps
+from rnn_lm.nn.models import RNNLM
+
+V = 7
+IDS = np.random.default_rng(0).integers(0, V, 600)
+
+
+def subject(model, window=16, ids=IDS, clip_norm=1.0, lines=()):
+    return Subject(model, ids, window, batch_size=4, segment_length=8, clip_norm=clip_norm, lines=list(lines))
+
+
+def elman(radius, activation="tanh", **options):
+    init = nnx.initializers.orthogonal(radius)
+    return RNNLM(V, 8, rngs=nnx.Rngs(0), activation=activation, recurrent_init=init, **options)
+
+
+def dead():
+    """A relu cell whose units are never above 0."""
+    return elman(1.0, "relu", bias_init=nnx.initializers.constant(-100.0))
+
+
+def finding(name, of):
+    """The sentence, after the section was written and drawn."""
+    section = SECTIONS[name][1](of)
+    assert dumps(section)
+    assert (
+        "nan" not in section["finding"] and "inf" not in section["finding"] and section["finding"].endswith((".", ")"))
+    )
+    return section["finding"]
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("make", [dead, lambda: elman(9.0, "identity")], ids=["dead", "exploding"])
+def test_models_without_a_gradient_to_measure_are_told_of(make, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(laboratory, "KEEP_PROBABILITIES", (0.5,))
+    monkeypatch.setattr(laboratory, "LENGTHS", (1,))
+    of = subject(make(), window=64 if make is not dead else 4)
+    with np.errstate(over="ignore", invalid="ignore"):
+        section = SECTIONS[name][1](of)
+        assert dumps(section) and "nan" not in section["finding"]
+        section["tokens"] = [str(token) for token in section.get("tokens", [])]  # as the command has them decoded
+        plots.INSPECTION[name](tmp_path / "picture.png", section)
+
+
+def test_the_fate_of_gradients_is_named():
+    for radius, fate in [(0.5, "vanish"), (1.0, "keep their size"), (1.5, "explode")]:
+        assert f"is {radius:.2f}: by its powers alone gradients would {fate}" in finding(
+            "jacobians", subject(elman(radius))
+        )
+    assert "is 1.00 to 1.00. Counting" in finding("jacobians", subject(RNNLM(V, 8, rngs=nnx.Rngs(0), cell="gru")))
+
+
+def test_far_lags_that_float32_cannot_hold_are_left_out():
+    """0.5 to the power of 128 is 0 to it."""
+    found = laboratory.gradients_by_lag(subject(elman(0.5, "identity"), window=128))
+    assert found["rate"] == pytest.approx(np.log(0.5), rel=0.02) and found["effective_memory"] == 7
+    assert max(found["later_lags"]) < 105
+
+
+def test_a_text_of_one_window_has_no_error_bars():
+    assert "±" not in finding("jacobians", subject(elman(0.9), window=16, ids=IDS[:40]))
+
+
+def test_the_share_of_clipping_counts_steps():
+    step = lambda step, **more: {"split": "train", "step": step, "grad_norm": 2.0} | more  # noqa: E731
+    clipped = lambda at, share: step(at, clipped=share, clipped_norm=1.0)  # noqa: E731
+    found = lambda *lines, **more: finding("clipping", subject(elman(1.0), lines=lines, **more))  # noqa: E731
+    assert "at 25.0 % of the steps" in found(clipped(10, 1.0), {"split": "valid", "step": 10}, clipped(40, 0.0))
+    assert "at 50.0 % of the steps" in found(step(100), clipped(110, 1.0), clipped(120, 0.0))
+    assert "has not logged" in found() and "has not logged" in found(step(10))
+    assert found(step(10), clip_norm=0.0) == "Nothing was clipped: clip_norm is 0."
+
+
+def test_quiet_means_from_there_on():
+    assert laboratory._from_there_on([True, False, True, True]) == 2
+    assert laboratory._from_there_on([True, True]) == 0
+    assert laboratory._from_there_on([True, False]) is None
