@@ -170,7 +170,7 @@ def randomized_truncation(subject: Subject) -> Section:
     rare = [f"{row['keep_probability']:g}" for row in totals if row["bias"] > 3 * row["standard_error"]]
     finding = f"A single draw strays from the full gradient by less than that one's own length {where}."
     if rare:
-        finding += f" At π = {', '.join(rare)} the mean needs rare large draws, of which {DRAWS} show none."
+        finding += f" At π = {', '.join(rare)} the mean rests on rare large draws: {DRAWS} are too few to show it."
     return {"finding": finding, "draws": DRAWS, "rows": rows}
 
 
