@@ -23,6 +23,7 @@ _HOMES = {
     "RandomizedTruncation": "rnn_lm.nn.truncation",
     "RNNLM": "rnn_lm.nn.models",
     "cross_entropy": "rnn_lm.nn.losses",
+    "NGramLM": "rnn_lm.ngram",
     "Batches": "rnn_lm.data.batches",
     "Vocabulary": "rnn_lm.data.vocabulary",
     "load_corpus": "rnn_lm.data.corpus",

@@ -1,8 +1,250 @@
-"""Counts → probabilities: the baseline that needs no network."""
+"""Counts → probabilities: the baseline that needs no network.
 
-import math
+The n-grams of all orders stand in one trie. A node is a number, an n-gram's rank among those of its order; they are
+sorted by their prefix's node, then by their last token, so that one `searchsorted` finds many of them at once, whatever
+the size of the vocabulary.
+"""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int
+
+from rnn_lm.errors import UserError, unknown_name
+from rnn_lm.files import write_bytes
+
+MAX_ORDER = 10
+ROOT = 0  # the node of the empty n-gram
+
+
+@dataclass(frozen=True)
+class Level:
+    """The n-grams of one order: P = the n-gram's weight + its context's backoff · P at the level below."""
+
+    keys: Int[np.ndarray, "M"]  # the prefix's node · V + the last token, ascending
+    counts: Int[np.ndarray, "M"]  # by node
+    weights: Float[np.ndarray, "M"]  # by node
+    backoffs: Float[np.ndarray, "P"]  # by the node of the context, which is a level below
+
+
+class NGramLM:
+    """P(token | the order − 1 tokens before it), from the counts of a text.
+
+    With level k = 1 … order and P_0 = 1 / V, P_k = weight + backoff · P_{k−1}, where an n-gram that was never seen has
+    weight 0 and a context that was never seen has backoff 1.
+
+    >>> model = NGramLM.fit(np.array([1, 2, 1, 2, 1, 3]), order=2, vocab_size=4, smoothing="mle")
+    >>> np.exp(model.log_probs([1])).round(3)
+    array([0.   , 0.   , 0.667, 0.333])
+    """
+
+    def __init__(self, levels: Sequence[Level], vocab_size: int, smoothing: str, alpha: float):
+        self.levels = tuple(levels)
+        self.vocab_size = vocab_size
+        self.smoothing = smoothing
+        self.alpha = alpha
+
+    @property
+    def order(self) -> int:
+        return len(self.levels)
+
+    @property
+    def num_counts(self) -> int:
+        """N-grams stored, of all orders; V ** order are possible."""
+        return sum(len(level.keys) for level in self.levels)
+
+    @classmethod
+    def fit(
+        cls,
+        ids: Int[np.ndarray, "N"],
+        *,
+        order: int,
+        vocab_size: int,
+        smoothing: str = "kneser_ney",
+        alpha: float = 1.0,
+    ) -> "NGramLM":
+        """Counts a text.
+
+        Args:
+          ids: its token ids.
+          order: n, 1 to 10; the context is n − 1 tokens.
+          vocab_size: V.
+          smoothing: "kneser_ney", interpolated and modified, with three discounts an order (Chen, Goodman 1998); or
+            "add_alpha", (count + α) / (total + α V); or "mle", count / total, unseen contexts being shortened.
+          alpha: α of add_alpha.
+
+        Raises:
+          UserError: where the order cannot be, or the text is shorter.
+          ValueError: where an id is not from 0 to V − 1.
+        """
+        *_, model = cls.fit_orders(ids, order=order, vocab_size=vocab_size, smoothing=smoothing, alpha=alpha)
+        return model
+
+    @classmethod
+    def fit_orders(
+        cls,
+        ids: Int[np.ndarray, "N"],
+        *,
+        order: int,
+        vocab_size: int,
+        smoothing: str = "kneser_ney",
+        alpha: float = 1.0,
+    ) -> Iterator["NGramLM"]:
+        """`fit` of the orders 1, 2, … up to `order`, for little more than the last one alone: they share levels."""
+        if not 1 <= order <= MAX_ORDER:
+            raise UserError(f"the n-gram's order is {order}; it must be from 1 to {MAX_ORDER}")
+        if smoothing not in SMOOTHINGS:
+            raise unknown_name("smoothing", smoothing, SMOOTHINGS)
+        if len(ids) < order:
+            raise UserError(f"the text has {len(ids)} tokens, fewer than the n-gram's order, {order}")
+        if ids.min() < 0 or ids.max() >= vocab_size:
+            raise ValueError(f"ids from {ids.min()} to {ids.max()}; they must be from 0 to {vocab_size - 1}")
+        level_of = partial(_level, vocab_size=vocab_size, smoothing=smoothing, alpha=alpha)
+        lower: list[Level] = []
+        starts = np.full(len(ids), ROOT)  # the node of the (k−1)-gram that starts at each position
+        keys, num_contexts = np.zeros(1, np.int64), 0  # those of order k − 1
+        for k in range(1, order + 1):
+            prefixes = starts[: len(ids) - k + 1]
+            longer, nodes, counts = np.unique(
+                prefixes * vocab_size + ids[k - 1 :], return_inverse=True, return_counts=True
+            )
+            if k > 1:
+                # Below the highest order an n-gram counts as often as different tokens stand before it, the text's
+                # start being one of them.
+                suffix = np.empty(len(longer), np.int64)
+                suffix[nodes] = starts[1 : len(nodes) + 1]
+                continuations = np.bincount(suffix, minlength=len(keys))
+                continuations[starts[0]] += 1
+                lower.append(level_of(keys, continuations, num_contexts, top=False))
+            keys, starts, num_contexts = longer, nodes, len(keys)
+            yield cls([*lower, level_of(keys, counts, num_contexts, top=True)], vocab_size, smoothing, alpha)
+
+    def save(self, path: Path) -> None:
+        """Keeps the counts in an .npz file; what follows from them is computed again by `load`."""
+        arrays = {
+            f"{name}_{k}": getattr(level, name) for k, level in enumerate(self.levels) for name in ("keys", "counts")
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, order=self.order, vocab_size=self.vocab_size, smoothing=self.smoothing, alpha=self.alpha, **arrays
+        )
+        write_bytes(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> "NGramLM":
+        """What `save` kept.
+
+        Raises:
+          UserError: where the file is missing or damaged.
+        """
+        try:
+            with np.load(io.BytesIO(path.read_bytes())) as file:
+                settings = {name: file[name].item() for name in ("vocab_size", "smoothing", "alpha")}
+                levels: list[Level] = []
+                for k in range(order := file["order"].item()):
+                    num_contexts = len(levels[-1].keys) if levels else 1
+                    top = k == order - 1
+                    levels.append(_level(file[f"keys_{k}"], file[f"counts_{k}"], num_contexts, top=top, **settings))
+        except (OSError, EOFError, KeyError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path}: no n-gram model can be read ({error}); delete it to have it counted again"
+            ) from error
+        return cls(levels, **settings)
+
+    def probs(self, ids: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+        """P of each token of a text given those before it, of which the first ones have fewer."""
+        ids = np.asarray(ids, np.int64)
+        probs = np.full(len(ids), 1 / self.vocab_size)
+        contexts = np.full(len(ids) + 1, ROOT)  # the node of the k − 1 tokens from each position on
+        for k, level in enumerate(self.levels[: len(ids)], start=1):
+            contexts = contexts[: len(ids) - k + 1]
+            nodes = _find(level.keys, contexts, ids[k - 1 :], self.vocab_size)
+            backoffs = np.where(contexts >= 0, level.backoffs[contexts], 1.0)
+            probs[k - 1 :] = np.where(nodes >= 0, level.weights[nodes], 0.0) + backoffs * probs[k - 1 :]
+            contexts = nodes
+        return probs
+
+    def nll(self, ids: Int[np.ndarray, "N"]) -> float:
+        """Mean nats per token of all tokens but the first, which is context only; infinite where one is impossible."""
+        with np.errstate(divide="ignore"):
+            return float(-np.log(self.probs(ids)[1:]).mean())
+
+    def log_probs(self, context: Sequence[int] | Int[np.ndarray, "n"]) -> Float[np.ndarray, "V"]:
+        """The logarithm of P of every token after a context of any length, of which the last order − 1 tokens count."""
+        probs = np.full(self.vocab_size, 1 / self.vocab_size)
+        for k, level in enumerate(self.levels[: len(context) + 1], start=1):
+            node = ROOT
+            for depth, token in enumerate(context[len(context) - k + 1 :]):
+                node = _find(self.levels[depth].keys, node, token, self.vocab_size)
+            if node >= 0:
+                probs *= level.backoffs[node]
+                start, end = np.searchsorted(level.keys, (node * self.vocab_size, (node + 1) * self.vocab_size))
+                probs[level.keys[start:end] % self.vocab_size] += level.weights[start:end]
+        with np.errstate(divide="ignore"):
+            return np.log(probs)
+
+
+def _find(keys: np.ndarray, prefixes, tokens, vocab_size: int):
+    """The nodes of prefixes followed by tokens; −1 where there is none, or no prefix."""
+    wanted = np.asarray(prefixes) * vocab_size + tokens
+    nodes = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where((np.asarray(prefixes) >= 0) & (keys[nodes] == wanted), nodes, -1)
+
+
+def _level(
+    keys: np.ndarray, counts: np.ndarray, num_contexts: int, *, top: bool, vocab_size: int, smoothing: str, alpha: float
+) -> Level:
+    contexts = keys // vocab_size
+    weights, backoffs = SMOOTHINGS[smoothing](counts, contexts, num_contexts, top, alpha * vocab_size)
+    return Level(keys, counts, weights, backoffs)
+
+
+def _kneser_ney(counts, contexts, num_contexts, top, added):
+    """(count − D(count)) / total, and what the discounts D leave over for the order below."""
+    discounts = np.concatenate([[0.0], discounts_of(counts)])[np.minimum(counts, 3)]
+    totals = np.bincount(contexts, counts, num_contexts)
+    left_over = np.bincount(contexts, discounts, num_contexts)
+    weights = (counts - discounts) / totals[contexts]
+    return weights, np.divide(left_over, totals, out=np.ones(num_contexts), where=totals > 0)
+
+
+def _add_alpha(counts, contexts, num_contexts, top, added):
+    """(count + α) / (total + α V) for the highest order alone: below it there is the uniform distribution only."""
+    if not top:
+        return np.zeros(len(counts)), np.ones(num_contexts)
+    totals = np.bincount(contexts, counts, num_contexts) + added
+    return counts / totals[contexts], added / totals
+
+
+def _mle(counts, contexts, num_contexts, top, added):
+    """Counts over totals; nothing is left for what was not seen."""
+    totals = np.bincount(contexts, counts, num_contexts)
+    return counts / totals[contexts], np.where(totals > 0, 0.0, 1.0)
+
+
+SMOOTHINGS = {"kneser_ney": _kneser_ney, "add_alpha": _add_alpha, "mle": _mle}
+
+
+def discounts_of(counts: Int[np.ndarray, "M"]) -> Float[np.ndarray, "3"]:
+    """The modified Kneser-Ney discounts of counts 1, 2 and 3 or more, from the counts of counts (Chen, Goodman 1998).
+
+    D_i = i − (i + 1) Y n_{i+1} / n_i with Y = n_1 / (n_1 + 2 n_2). Where a small text leaves one of them undefined or
+    out of its range, all three are fixed, at KenLM's 0.5, 1 and 1.5.
+    """
+    n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(float)
+    if (n > 0).all():
+        y = n[0] / (n[0] + 2 * n[1])
+        i = np.arange(1, 4)
+        discounts = i - (i + 1) * y * n[1:] / n[:-1]
+        if ((discounts > 0) & (discounts <= i)).all():
+            return discounts
+    return np.array([0.5, 1.0, 1.5])
 
 
 def unigram_nll(train_ids: np.ndarray, ids: np.ndarray, vocab_size: int) -> float:
@@ -10,5 +252,4 @@ def unigram_nll(train_ids: np.ndarray, ids: np.ndarray, vocab_size: int) -> floa
 
     One is added to every count, so that no token is impossible: `P(v) = (count(v) + 1) / (N_train + |𝒱|)`.
     """
-    counts = np.bincount(train_ids, minlength=vocab_size) + 1.0
-    return float(np.mean(math.log(counts.sum()) - np.log(counts)[ids[1:]]))
+    return NGramLM.fit(train_ids, order=1, vocab_size=vocab_size, smoothing="add_alpha").nll(ids)
