@@ -37,9 +37,11 @@ def describe(summary: dict[str, Any], workdir: Path) -> str:
     name = "test" if "test" in summary else "valid"
     result, baselines, corpus = summary[name], summary["baselines"], summary["corpus"]
     text = {"test": "test", "valid": "validation"}[name]
+    order = baselines["ngram"]["order"]
     rows = [
         (f"guessing among all {corpus['vocab_size']} tokens (uniform)", baselines["uniform"]),
         ("knowing how frequent each token is (unigram)", baselines["unigram"]),
+        (f"counting what follows {order - 1} tokens ({order}-gram)", baselines["ngram"]),
         (f"this model ({summary['num_params']:,} parameters)", result),
     ]
     table = "\n".join(
@@ -71,13 +73,15 @@ def _remarks(summary: dict[str, Any], result: dict[str, Any]) -> str:
         f"A perplexity of {perplexity} means that, asked for the next token, the model is as unsure as someone who",
         f"chooses among {perplexity} equally likely ones. 1 would be perfect.",
     ]
-    in_training, unigram = summary.get("train", {}).get("perplexity"), summary["baselines"]["unigram"]["perplexity"]
+    in_training, baselines = summary.get("train", {}).get("perplexity"), summary["baselines"]
     if in_training is not None:
         lines.append(f"On the text that it trained on last it was {in_training:.2f}.")
         if result["perplexity"] is not None and in_training < 0.5 * result["perplexity"]:
             lines.append("So much less means that it learned that text by heart: a longer text or fewer steps help.")
-    if result["perplexity"] is None or result["perplexity"] > unigram:
+    if result["perplexity"] is None or result["perplexity"] > baselines["unigram"]["perplexity"]:
         lines.append("It does not yet beat token frequencies: more steps or another learning rate help.")
+    elif result["perplexity"] > baselines["ngram"]["perplexity"]:
+        lines.append("It does not yet beat counting: more steps or more hidden units help.")
     share = result.get("unknown", 0) / result["tokens"]  # .get: an older run's summary may lack it
     if share > 0.01:
         lines.append(

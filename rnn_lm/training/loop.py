@@ -26,6 +26,7 @@ from rnn_lm.interrupts import Pending, Stopped, deferred_signals
 from rnn_lm.keys import named_key
 from rnn_lm.nn import native
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.training.baselines import fit_ngram
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
 from rnn_lm.training.config import check_config, tokens_per_step
 from rnn_lm.training.metrics import Record
@@ -84,6 +85,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     with locked(workdir):
         with deferred_signals() as pending:
             trainer = Trainer(config, workdir, corpus, batches)
+            counting = threading.Thread(target=fit_ngram, args=(workdir, corpus), daemon=True)
+            counting.start()  # beside the first steps; the summary wants it
             try:
                 trainer.run(pending)
             finally:
@@ -93,6 +96,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 raise Stopped(
                     pending.signum, f"stopped at step {step}, which is saved; the same command goes on from there"
                 )
+        counting.join()
         write_summary(
             workdir,
             config,

@@ -21,12 +21,13 @@ from rnn_lm.nn.models import RNNLM
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
 from rnn_lm.training.config import FIELDS, complete_config, get_field
 
-CONFIG, VOCABULARY, METRICS, SAMPLES, SUMMARY, CHECKPOINTS = (
+CONFIG, VOCABULARY, METRICS, SAMPLES, SUMMARY, NGRAM, CHECKPOINTS = (
     "config.json",
     "vocabulary.json",
     "metrics.jsonl",
     "samples.txt",
     "summary.json",
+    "ngram.npz",
     "checkpoints",
 )
 # A run may go on with other values of these; all else must stay.

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 import rnn_lm
-from rnn_lm.data.corpus import Corpus, Split
+from rnn_lm.data.corpus import Corpus
 from rnn_lm.files import write_json
 from rnn_lm.inference.evaluate import evaluate, figures
-from rnn_lm.ngram import unigram_nll
 from rnn_lm.nn import native
+from rnn_lm.training.baselines import score_baselines
 from rnn_lm.training.config import tokens_per_step
 from rnn_lm.training.metrics import read_metrics
 from rnn_lm.training.run_folder import SUMMARY, load_checkpoint
@@ -65,19 +64,10 @@ def write_summary(
                 "tokens": result.tokens,
                 "unknown": split.unknown,
             }
-    summary["baselines"] = _baselines(corpus, corpus.test if "test" in summary else corpus.valid)
+    summary["baselines"] = score_baselines(workdir, corpus, corpus.test if "test" in summary else corpus.valid)
     _draw(workdir, lines, summary)
     summary["wall_seconds"] = time.perf_counter() - rnn_lm.STARTED
     write_json(workdir / SUMMARY, summary)
-
-
-def _baselines(corpus: Corpus, split: Split) -> dict[str, Any]:
-    """Models that need no network, scored on the split that the summary ends in: test, or valid without one."""
-    nlls = {
-        "uniform": float(np.log(len(corpus.vocabulary))),
-        "unigram": unigram_nll(corpus.train.ids, split.ids, len(corpus.vocabulary)),
-    }
-    return {name: figures(nll, split.tokens_per_character) for name, nll in nlls.items()}
 
 
 def _draw(workdir: Path, lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
@@ -88,13 +78,14 @@ def _draw(workdir: Path, lines: list[dict[str, Any]], summary: dict[str, Any]) -
         return
     name = "test" if "test" in summary else "valid"
     result, baselines = summary[name], summary["baselines"]
+    names = {name: f"{baselines['ngram']['order']}-gram" if name == "ngram" else name for name in baselines}
     learning_curve(
         workdir / "plots" / "learning_curve.png",
         lines,
-        {f"{baseline} model": value["perplexity"] for baseline, value in baselines.items()},
+        {f"{names[name]} model": value["perplexity"] for name, value in baselines.items()},
         f"The best checkpoint, of step {summary['best_step']:,}, has {name} perplexity {result['perplexity']:.2f} "
-        f"({result['bits_per_char']:.2f} bits per character); token frequencies alone give "
-        f"{baselines['unigram']['perplexity']:.1f}.",
+        f"({result['bits_per_char']:.2f} bits per character); the best n-gram model up to order 6 "
+        f"{baselines['ngram']['perplexity']:.2f}.",
     )
 
 

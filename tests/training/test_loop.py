@@ -10,11 +10,12 @@ from rnn_lm.data.corpus import load_corpus
 from rnn_lm.errors import Diverged, UserError
 from rnn_lm.inference.evaluate import evaluate
 from rnn_lm.interrupts import Stopped
+from rnn_lm.ngram import NGramLM
 from rnn_lm.training import loop as module
 from rnn_lm.training.checkpoints import Checkpoints
 from rnn_lm.training.loop import train
 from rnn_lm.training.metrics import read_metrics
-from rnn_lm.training.run_folder import load, locked
+from rnn_lm.training.run_folder import load, locked, read_config
 from tests.conftest import make_text, small_config
 
 
@@ -54,8 +55,8 @@ def stop_at(monkeypatch, step, signum=signal.SIGTERM):
 def test_a_finished_run_has_all_its_files(run_folder):
     names = {path.name.partition(".tfevents")[0] for path in run_folder.iterdir()}
     assert names == {
-        "config.json", "vocabulary.json", "metrics.jsonl", "samples.txt", "summary.json", "checkpoints", "plots",
-        "events.out",
+        "config.json", "vocabulary.json", "metrics.jsonl", "samples.txt", "summary.json", "ngram.npz",
+        "checkpoints", "plots", "events.out",
     }  # fmt: skip
     assert (run_folder / "plots" / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     lines = read_metrics(run_folder)
@@ -71,6 +72,12 @@ def test_it_learns_and_the_summary_says_so(run_folder):
     baselines = summary["baselines"]
     assert baselines["uniform"]["perplexity"] == pytest.approx(summary["corpus"]["vocab_size"])
     assert summary["test"]["nll"] < baselines["unigram"]["nll"] < baselines["uniform"]["nll"]
+    ngram = NGramLM.load(run_folder / "ngram.npz")
+    corpus = load_corpus(**read_config(run_folder)[0].corpus)
+    orders = [NGramLM.fit(corpus.train.ids, order=n, vocab_size=ngram.vocab_size) for n in range(1, 7)]
+    best = min(orders, key=lambda model: model.nll(corpus.valid.ids))
+    assert baselines["ngram"]["order"] == ngram.order == best.order > 1
+    assert baselines["ngram"]["nll"] == best.nll(corpus.test.ids) < baselines["unigram"]["nll"]
     assert summary["steps"] == 60
     V, H = summary["corpus"]["vocab_size"], 16
     assert summary["num_params"] == V * H + H * H + H + H * V + V
