@@ -37,7 +37,7 @@ def learning_curve(
     _plain_ticks(axes.yaxis)
     axes.set_yticks([t for t in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000) if _inside(t, axes.get_ylim())])
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center right")
     _save(figure, path)
 
 

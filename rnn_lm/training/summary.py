@@ -84,7 +84,7 @@ def _draw(workdir: Path, lines: list[dict[str, Any]], summary: dict[str, Any]) -
         lines,
         {f"{names[name]} model": value["perplexity"] for name, value in baselines.items()},
         f"The best checkpoint, of step {summary['best_step']:,}, has {name} perplexity {result['perplexity']:.2f} "
-        f"({result['bits_per_char']:.2f} bits per character); the best n-gram model up to order 6 "
+        f"({result['bits_per_char']:.2f} bits per character); the {names['ngram']} model has "
         f"{baselines['ngram']['perplexity']:.2f}.",
     )
 
