@@ -26,7 +26,7 @@ from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
 
 POSITIONS = 128  # in the text, whose losses are followed back
-TEXTS = 32  # side by side, for the Lyapunov exponents
+TEXTS = 32  # side by side at most, for the Lyapunov exponents
 MINIBATCH = 8  # windows, whose full and truncated gradients are compared
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 KEEP_PROBABILITIES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -50,11 +50,15 @@ class Subject:
     def minibatch(self, count: int) -> Minibatch:
         return minibatch_of(self.model, windows_of(self.ids, count, self.window))
 
+    @property
+    def num_texts(self) -> int:
+        """For the Lyapunov exponents: as many as do not overlap."""
+        return max(1, min(TEXTS, len(self.ids) // (2 * self.window + 1)))
+
     @cached_property
     def lyapunov(self) -> tuple[np.ndarray, np.ndarray]:
-        """Exponents and standard errors, over texts that do not overlap."""
-        count = max(1, min(TEXTS, len(self.ids) // (2 * self.window + 1)))
-        return lyapunov_exponents(self.model, windows_of(self.ids, count, self.window), warm_up=self.window)
+        """Exponents and standard errors."""
+        return lyapunov_exponents(self.model, windows_of(self.ids, self.num_texts, self.window), warm_up=self.window)
 
 
 Section = dict[str, Any]
@@ -123,7 +127,7 @@ def jacobians(subject: Subject) -> Section:
         "w_hh": spectra,
         "lyapunov_exponents": exponents.tolist(),
         "standard_errors": errors.tolist(),
-        "texts": TEXTS,
+        "texts": subject.num_texts,
     }
 
 
