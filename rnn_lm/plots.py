@@ -262,10 +262,9 @@ def _inside(tick: float, limits: tuple[float, float]) -> bool:
 
 def _save(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
-        for name, axis in {"x": axes.xaxis, "y": axes.yaxis}.items():
-            numbers = [np.asarray(getattr(line, f"get_{name}data")(), float) for line in axes.lines]
-            if not any(((n > 0) & np.isfinite(n)).any() for n in numbers) and axis.get_scale() == "log":
-                axes.set(**{f"{name}scale": "linear"})  # a logarithm needs something above 0
+        drawn = [line.get_xydata() for line in axes.lines if line.get_transform() == axes.transData]
+        if not any(((xy > 0) & np.isfinite(xy)).all(1).any() for xy in drawn):
+            axes.set(xscale="linear", yscale="linear")  # a logarithm needs something above 0
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes(path, buffer.getvalue())

@@ -36,16 +36,14 @@ def finding(name, of):
     return section["finding"]
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", ["gradients_by_lag", "jacobians", "truncated_gradients", "randomized_truncation"])
 @pytest.mark.parametrize("make", [dead, lambda: elman(9.0, "identity")], ids=["dead", "exploding"])
 def test_models_without_a_gradient_to_measure_are_told_of(make, name, tmp_path, monkeypatch):
     monkeypatch.setattr(laboratory, "KEEP_PROBABILITIES", (0.5,))
-    monkeypatch.setattr(laboratory, "LENGTHS", (1,))
     of = subject(make(), window=64 if make is not dead else 4)
     with np.errstate(over="ignore", invalid="ignore"):
         section = SECTIONS[name][1](of)
         assert dumps(section) and "nan" not in section["finding"]
-        section["tokens"] = [str(token) for token in section.get("tokens", [])]  # as the command has them decoded
         plots.INSPECTION[name](tmp_path / "picture.png", section)
 
 
