@@ -6,12 +6,11 @@ the size of the vocabulary.
 """
 
 import io
-import zipfile
-import zlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -36,8 +35,8 @@ class Level:
 class NGramLM:
     """P(token | the order − 1 tokens before it), from the counts of a text.
 
-    With level k = 1 … order and P_0 = 1 / V, P_k = weight + backoff · P_{k−1}, where an n-gram that was never seen has
-    weight 0 and a context that was never seen has backoff 1.
+    With level k = 1 … order and P_0 = 1 / V, P_k = weight + backoff · P_{k−1} (of add-α: · P_0), where an n-gram that
+    was never seen has weight 0, and a context that nothing was seen after has backoff 1.
 
     >>> model = NGramLM.fit(np.array([1, 2, 1, 2, 1, 3]), order=2, vocab_size=4, smoothing="mle")
     >>> np.exp(model.log_probs([1])).round(3)
@@ -77,7 +76,7 @@ class NGramLM:
           vocab_size: V.
           smoothing: "kneser_ney", interpolated and modified, with three discounts an order (Chen, Goodman 1998); or
             "add_alpha", (count + α) / (total + α V); or "mle", count / total, unseen contexts being shortened.
-          alpha: α of add_alpha.
+          alpha: α of add_alpha, above 0.
 
         Raises:
           UserError: where the order cannot be, or the text is shorter.
@@ -101,29 +100,33 @@ class NGramLM:
             raise UserError(f"the n-gram's order is {order}; it must be from 1 to {MAX_ORDER}")
         if smoothing not in SMOOTHINGS:
             raise unknown_name("smoothing", smoothing, SMOOTHINGS)
+        if not alpha > 0:
+            raise UserError(f"alpha is {alpha}; it must be above 0")
+        ids = _checked(ids, vocab_size)
         if len(ids) < order:
             raise UserError(f"the text has {len(ids)} tokens, fewer than the n-gram's order, {order}")
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            raise ValueError(f"ids from {ids.min()} to {ids.max()}; they must be from 0 to {vocab_size - 1}")
-        level_of = partial(_level, vocab_size=vocab_size, smoothing=smoothing, alpha=alpha)
+        settings: dict[str, Any] = {"vocab_size": vocab_size, "smoothing": smoothing, "alpha": alpha}
         lower: list[Level] = []
         starts = np.full(len(ids), ROOT)  # the node of the (k−1)-gram that starts at each position
         keys, num_contexts = np.zeros(1, np.int64), 0  # those of order k − 1
+        top = None
         for k in range(1, order + 1):
             prefixes = starts[: len(ids) - k + 1]
             longer, nodes, counts = np.unique(
                 prefixes * vocab_size + ids[k - 1 :], return_inverse=True, return_counts=True
             )
-            if k > 1:
+            if top is not None and smoothing == "kneser_ney":
                 # Below the highest order an n-gram counts as often as different tokens stand before it, the text's
                 # start being one of them.
                 suffix = np.empty(len(longer), np.int64)
                 suffix[nodes] = starts[1 : len(nodes) + 1]
                 continuations = np.bincount(suffix, minlength=len(keys))
                 continuations[starts[0]] += 1
-                lower.append(level_of(keys, continuations, num_contexts, top=False))
+                top = _level(keys, continuations, num_contexts, **settings)
+            lower += [top] if top is not None else []
             keys, starts, num_contexts = longer, nodes, len(keys)
-            yield cls([*lower, level_of(keys, counts, num_contexts, top=True)], vocab_size, smoothing, alpha)
+            top = _level(keys, counts, num_contexts, **settings)
+            yield cls([*lower, top], **settings)
 
     def save(self, path: Path) -> None:
         """Keeps the counts in an .npz file; what follows from them is computed again by `load`."""
@@ -145,13 +148,14 @@ class NGramLM:
         """
         try:
             with np.load(io.BytesIO(path.read_bytes())) as file:
-                settings = {name: file[name].item() for name in ("vocab_size", "smoothing", "alpha")}
+                settings: dict[str, Any] = {name: file[name].item() for name in ("vocab_size", "smoothing", "alpha")}
                 levels: list[Level] = []
-                for k in range(order := file["order"].item()):
+                for k in range(file["order"].item()):
                     num_contexts = len(levels[-1].keys) if levels else 1
-                    top = k == order - 1
-                    levels.append(_level(file[f"keys_{k}"], file[f"counts_{k}"], num_contexts, top=top, **settings))
-        except (OSError, EOFError, KeyError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+                    levels.append(_level(file[f"keys_{k}"], file[f"counts_{k}"], num_contexts, **settings))
+            if not levels:
+                raise ValueError("it has no order")
+        except Exception as error:  # zip, zlib and numpy each have their own
             raise UserError(
                 f"{path}: no n-gram model can be read ({error}); delete it to have it counted again"
             ) from error
@@ -159,35 +163,49 @@ class NGramLM:
 
     def probs(self, ids: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
         """P of each token of a text given those before it, of which the first ones have fewer."""
-        ids = np.asarray(ids, np.int64)
-        probs = np.full(len(ids), 1 / self.vocab_size)
+        ids = _checked(ids, self.vocab_size)
+        uniform = probs = np.full(len(ids), 1 / self.vocab_size)
         contexts = np.full(len(ids) + 1, ROOT)  # the node of the k − 1 tokens from each position on
         for k, level in enumerate(self.levels[: len(ids)], start=1):
             contexts = contexts[: len(ids) - k + 1]
             nodes = _find(level.keys, contexts, ids[k - 1 :], self.vocab_size)
             backoffs = np.where(contexts >= 0, level.backoffs[contexts], 1.0)
-            probs[k - 1 :] = np.where(nodes >= 0, level.weights[nodes], 0.0) + backoffs * probs[k - 1 :]
+            below = (uniform if self.smoothing == "add_alpha" else probs)[k - 1 :]
+            own = np.where(nodes >= 0, level.weights[nodes], 0.0)
+            probs = np.concatenate([probs[: k - 1], own + backoffs * below])
             contexts = nodes
         return probs
 
     def nll(self, ids: Int[np.ndarray, "N"]) -> float:
         """Mean nats per token of all tokens but the first, which is context only; infinite where one is impossible."""
+        if len(ids) < 2:
+            raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
         with np.errstate(divide="ignore"):
             return float(-np.log(self.probs(ids)[1:]).mean())
 
     def log_probs(self, context: Sequence[int] | Int[np.ndarray, "n"]) -> Float[np.ndarray, "V"]:
         """The logarithm of P of every token after a context of any length, of which the last order − 1 tokens count."""
-        probs = np.full(self.vocab_size, 1 / self.vocab_size)
+        context = _checked(context, self.vocab_size)
+        uniform = probs = np.full(self.vocab_size, 1 / self.vocab_size)
         for k, level in enumerate(self.levels[: len(context) + 1], start=1):
             node = ROOT
             for depth, token in enumerate(context[len(context) - k + 1 :]):
                 node = _find(self.levels[depth].keys, node, token, self.vocab_size)
+            below = uniform if self.smoothing == "add_alpha" else probs
+            probs = below * (level.backoffs[node] if node >= 0 else 1.0)
             if node >= 0:
-                probs *= level.backoffs[node]
                 start, end = np.searchsorted(level.keys, (node * self.vocab_size, (node + 1) * self.vocab_size))
                 probs[level.keys[start:end] % self.vocab_size] += level.weights[start:end]
         with np.errstate(divide="ignore"):
             return np.log(probs)
+
+
+def _checked(ids: Any, vocab_size: int) -> Int[np.ndarray, "N"]:
+    """Ids as int64, in which a node times V has room."""
+    ids = np.asarray(ids)
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(f"ids from {ids.min()} to {ids.max()}; they must be from 0 to {vocab_size - 1}")
+    return ids.astype(np.int64)
 
 
 def _find(keys: np.ndarray, prefixes, tokens, vocab_size: int):
@@ -198,33 +216,29 @@ def _find(keys: np.ndarray, prefixes, tokens, vocab_size: int):
 
 
 def _level(
-    keys: np.ndarray, counts: np.ndarray, num_contexts: int, *, top: bool, vocab_size: int, smoothing: str, alpha: float
+    keys: np.ndarray, counts: np.ndarray, num_contexts: int, *, vocab_size: int, smoothing: str, alpha: float
 ) -> Level:
     contexts = keys // vocab_size
-    weights, backoffs = SMOOTHINGS[smoothing](counts, contexts, num_contexts, top, alpha * vocab_size)
+    totals = np.bincount(contexts, counts, num_contexts)
+    weights, backoffs = SMOOTHINGS[smoothing](counts, contexts, totals, alpha * vocab_size)
     return Level(keys, counts, weights, backoffs)
 
 
-def _kneser_ney(counts, contexts, num_contexts, top, added):
+def _kneser_ney(counts, contexts, totals, added):
     """(count − D(count)) / total, and what the discounts D leave over for the order below."""
     discounts = np.concatenate([[0.0], discounts_of(counts)])[np.minimum(counts, 3)]
-    totals = np.bincount(contexts, counts, num_contexts)
-    left_over = np.bincount(contexts, discounts, num_contexts)
-    weights = (counts - discounts) / totals[contexts]
-    return weights, np.divide(left_over, totals, out=np.ones(num_contexts), where=totals > 0)
+    left_over = np.bincount(contexts, discounts, len(totals))
+    backoffs = np.divide(left_over, totals, out=np.ones(len(totals)), where=totals > 0)
+    return (counts - discounts) / totals[contexts], backoffs
 
 
-def _add_alpha(counts, contexts, num_contexts, top, added):
-    """(count + α) / (total + α V) for the highest order alone: below it there is the uniform distribution only."""
-    if not top:
-        return np.zeros(len(counts)), np.ones(num_contexts)
-    totals = np.bincount(contexts, counts, num_contexts) + added
-    return counts / totals[contexts], added / totals
+def _add_alpha(counts, contexts, totals, added):
+    """(count + α) / (total + α V): the share of α V is that of the uniform distribution."""
+    return counts / (totals + added)[contexts], added / (totals + added)
 
 
-def _mle(counts, contexts, num_contexts, top, added):
+def _mle(counts, contexts, totals, added):
     """Counts over totals; nothing is left for what was not seen."""
-    totals = np.bincount(contexts, counts, num_contexts)
     return counts / totals[contexts], np.where(totals > 0, 0.0, 1.0)
 
 
@@ -252,4 +266,5 @@ def unigram_nll(train_ids: np.ndarray, ids: np.ndarray, vocab_size: int) -> floa
 
     One is added to every count, so that no token is impossible: `P(v) = (count(v) + 1) / (N_train + |𝒱|)`.
     """
-    return NGramLM.fit(train_ids, order=1, vocab_size=vocab_size, smoothing="add_alpha").nll(ids)
+    counts = np.bincount(train_ids, minlength=vocab_size) + 1.0
+    return float(np.mean(math.log(counts.sum()) - np.log(counts)[ids[1:]]))

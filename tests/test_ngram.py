@@ -1,6 +1,8 @@
+import contextlib
 import math
 from collections import Counter, defaultdict
 
+import jax.numpy as jnp
 import nltk.lm
 import numpy as np
 import pytest
@@ -109,10 +111,27 @@ def test_it_equals_nltk_where_both_define_the_same(order, smoothing, monkeypatch
         theirs = nltk_model(nltk.lm.Lidstone, order, TEXT, gamma=0.3)
     size = V + (smoothing == "add_alpha")  # its vocabulary has an unknown token more
     ours = NGramLM.fit(TEXT, order=order, vocab_size=size, smoothing=smoothing, alpha=0.3)
-    for start in range(20):
-        context = TEXT[start : start + order - 1]
+    for start in range(30):
+        context = TEXT[start : start + (start % order if smoothing == "add_alpha" else order - 1)]
         for token, log_prob in enumerate(ours.log_probs(context)[:V]):
             assert math.exp(log_prob) == pytest.approx(theirs.score(str(token), tuple(map(str, context))), abs=1e-12)
+
+
+def test_maximum_likelihood_is_count_over_total_at_every_length_of_context():
+    model = NGramLM.fit(np.array([1, 1, 1, 2, 1, 1, 3, 1, 1]), order=3, vocab_size=V, smoothing="mle")
+    for context, expected in [([], [0, 7, 1, 1, 0]), ([1], [0, 4, 1, 1, 0]), ([2, 1], [0, 1, 0, 0, 0])]:
+        np.testing.assert_allclose(np.exp(model.log_probs(context)), np.array(expected) / sum(expected))
+    np.testing.assert_array_equal(model.log_probs([4, 1]), model.log_probs([1]))  # unseen, so shortened
+    np.testing.assert_array_equal(model.log_probs([4]), model.log_probs([]))
+
+
+def test_contexts_may_be_of_any_kind_and_vocabularies_large():
+    size = 100_000
+    ids = np.random.default_rng(0).integers(0, size, 3000)
+    model = NGramLM.fit(ids, order=3, vocab_size=size)
+    for kind in (list, np.int32, jnp.asarray, np.asarray):
+        context = ids[2000:2002].astype(kind) if kind is np.int32 else kind(ids[2000:2002])
+        assert model.log_probs(context)[ids[2002]] > np.log(0.1)
 
 
 def test_orders_fitted_together_are_those_fitted_alone():
@@ -130,10 +149,15 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, smoothing):
     loaded = NGramLM.load(tmp_path / "ngram.npz")
     np.testing.assert_array_equal(loaded.probs(TEXT), model.probs(TEXT))
     content = (tmp_path / "ngram.npz").read_bytes()
+    changed = [content[:i] + bytes([content[i] ^ 21]) + content[i + 1 :] for i in range(40, 1400, 97)]
     for damaged in (b"", content[:-100], content[:500] + b"?" + content[501:], b"text"):
         (tmp_path / "damaged.npz").write_bytes(damaged)
         with pytest.raises(UserError, match="damaged.npz: no n-gram model can be read"):
             NGramLM.load(tmp_path / "damaged.npz")
+    for one in changed:  # where it is read all the same, the byte did not matter
+        (tmp_path / "damaged.npz").write_bytes(one)
+        with contextlib.suppress(UserError):
+            np.testing.assert_array_equal(NGramLM.load(tmp_path / "damaged.npz").probs(TEXT), model.probs(TEXT))
 
 
 def test_the_first_token_is_context_only():
@@ -157,6 +181,7 @@ def test_unigram_is_add_one_frequencies():
         ({"order": 11}, "the n-gram's order is 11; it must be from 1 to 10"),
         ({"ids": TEXT[:2]}, "the text has 2 tokens, fewer than the n-gram's order, 3"),
         ({"smoothing": "kneser"}, "unknown smoothing 'kneser'"),
+        ({"alpha": 0.0}, "alpha is 0.0; it must be above 0"),
         ({"vocab_size": 4}, "ids from 0 to 4; they must be from 0 to 3"),
     ],
 )
@@ -165,3 +190,12 @@ def test_what_cannot_be_is_named(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         NGramLM.fit(given.pop("ids"), **given)
     assert isinstance(error.value, UserError) or "vocab_size" in changes
+
+
+def test_ids_of_another_vocabulary_and_texts_of_one_token_are_refused():
+    model = NGramLM.fit(TEXT, order=2, vocab_size=V)
+    for call in (lambda: model.probs(np.array([0, V])), lambda: model.log_probs([-1])):
+        with pytest.raises(ValueError, match="they must be from 0 to 4"):
+            call()
+    with pytest.raises(ValueError, match="1 tokens: the first is context only"):
+        model.nll(TEXT[:1])

@@ -30,25 +30,48 @@ def run(flags: FlagValues) -> str:
 
     from rnn_lm.commands.texts import text_of
     from rnn_lm.files import dumps
-    from rnn_lm.inference.evaluate import evaluate, figures
-    from rnn_lm.training.run_folder import load
+    from rnn_lm.inference.evaluate import evaluate, figures, runs_away
+    from rnn_lm.training.run_folder import load, read_config
 
     model, vocabulary = load(workdir)
-    split, source = text_of(workdir, vocabulary, flags.text, strict=flags.strict)
+    text = text_of(workdir, vocabulary, flags.text, strict=flags.strict)
+    split = text.split
     if split.tokens < 1:
         raise UserError(
-            f"{source}: {len(split.ids)} tokens; at least 2 are needed. Another text can be given with --text=FILE"
+            f"{text.name}: {len(split.ids)} tokens; at least 2 are needed. Another text can be given with --text=FILE"
         )
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("reading", total=2 * split.tokens)
         carried = evaluate(model, split.ids, on_progress=partial(bar.advance, task))
         reset = evaluate(model, split.ids, reset_every=flags.reset_every, on_progress=partial(bar.advance, task))
     ratio = split.tokens_per_character
+    if split.unknown > 0.5 * split.tokens:
+        _warn(f"{split.unknown / split.tokens:.0%} of the tokens are unknown to the vocabulary: the figures say little")
+    if runs_away(carried, reset):
+        _warn(
+            f"carried through the text the state runs away: {carried.nll:.2f} nats a token, but {reset.nll:.2f} "
+            f"where it is reset every {flags.reset_every} tokens; largest values "
+            + ", ".join(f"|{letter}| = {value:.3g}" for letter, value in carried.max_abs.items())
+        )
+    config, _ = read_config(workdir)
     return dumps(
-        {"text": source, "tokens": carried.tokens, "unknown": split.unknown}
+        {
+            "text": text.name,
+            "split": text.part,
+            "sha256": text.sha256,
+            "seed": config.seed,
+            "vocab_size": len(vocabulary),
+            "tokens": carried.tokens,
+            "unknown": split.unknown,
+            "carry": "one stream",
+        }
         | figures(carried.nll, ratio)
         | {
             "reset": {"every": flags.reset_every} | figures(reset.nll, ratio),
             **{f"max_abs_{letter}": value for letter, value in carried.max_abs.items()},
         }
     )
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)

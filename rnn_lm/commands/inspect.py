@@ -37,11 +37,11 @@ def run(flags: FlagValues) -> str:
 
     started = time.perf_counter()
     model, vocabulary = load(workdir)
-    split, source = text_of(workdir, vocabulary, flags.text, strict=flags.strict, or_valid=True)
+    text = text_of(workdir, vocabulary, flags.text, strict=flags.strict, or_valid=True)
     config, _ = read_config(workdir)
     subject = Subject(
         model,
-        split.ids,
+        text.split.ids,
         flags.window,
         batch_size=config.batch_size,
         segment_length=config.segment_length,
@@ -54,12 +54,12 @@ def run(flags: FlagValues) -> str:
 
     sections = inspect(subject, say)
     sections["strategies"]["tokens"] = [vocabulary.decode([i]) for i in sections["strategies"]["tokens"]]
-    write_json(workdir / "inspect.json", {"text": source, "window": flags.window} | sections)
+    write_json(workdir / "inspect.json", {"text": text.name, "window": flags.window} | sections)
     pictures = _draw(workdir / "plots", sections)
     findings = [textwrap.fill(f"- {s['finding']}", 100, subsequent_indent="  ") for s in sections.values()]
     return "\n".join(
         [
-            f"{workdir} on {source}, looking back {flags.window} steps:",
+            f"{workdir} on {text.name}, looking back {flags.window} steps:",
             "",
             *findings,
             "",

@@ -1,7 +1,9 @@
 """Which text a verb reads, and what it has that a vocabulary lacks."""
 
+import hashlib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rnn_lm.data.corpus import Split, load_corpus, read_files, text_split
@@ -10,21 +12,32 @@ from rnn_lm.errors import UserError
 from rnn_lm.training.run_folder import read_config
 
 
+@dataclass(frozen=True)
+class Text:
+    """What a verb reads: token ids, and what they are."""
+
+    split: Split
+    name: str
+    part: str  # "test" or "valid", of the run's own corpus; "text" is another one
+    sha256: str  # of the whole text, the run's corpus or the one given
+
+
 def text_of(
     workdir: Path, vocabulary: Vocabulary, paths: Sequence[str], *, strict: bool, or_valid: bool = False
-) -> tuple[Split, str]:
-    """The text that `--text` names, or the run's test split (`or_valid`: validation, if it has none); and its name."""
+) -> Text:
+    """The text that `--text` names, or the run's test split (`or_valid`: validation, if it has none)."""
     if paths:
         text = read_files(*paths)
         check_known(vocabulary, text, "the text", strict=strict)
-        return text_split(vocabulary, text), " ".join(paths)
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        return Text(text_split(vocabulary, text), " ".join(paths), "text", sha256)
     config, sha256 = read_config(workdir)
     corpus = load_corpus(**config.corpus)
     if corpus.sha256 != sha256:
         raise UserError(f"{corpus.name} is no longer the text that the run was trained on; name one with --text=FILE")
     if or_valid and not corpus.test.tokens:
-        return corpus.valid, f"{corpus.name}, validation split"
-    return corpus.test, f"{corpus.name}, test split"
+        return Text(corpus.valid, f"{corpus.name}, validation split", "valid", sha256)
+    return Text(corpus.test, f"{corpus.name}, test split", "test", sha256)
 
 
 def check_known(vocabulary: Vocabulary, text: str, name: str, *, strict: bool) -> None:

@@ -1,7 +1,7 @@
 """Train a model, or go on with one: python run.py --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
 
 Started again with the same --workdir, it goes on where it stopped; Ctrl-C saves first. The folder then holds
-metrics.jsonl, samples.txt, plots/, TensorBoard events, checkpoints/ and, at the end, summary.json.
+metrics.jsonl, samples.txt, ngram.npz, plots/, TensorBoard events, checkpoints/ and, at the end, summary.json.
 """
 
 import shlex
@@ -37,13 +37,13 @@ def describe(summary: dict[str, Any], workdir: Path) -> str:
     name = "test" if "test" in summary else "valid"
     result, baselines, corpus = summary[name], summary["baselines"], summary["corpus"]
     text = {"test": "test", "valid": "validation"}[name]
-    order = baselines["ngram"]["order"]
     rows = [
         (f"guessing among all {corpus['vocab_size']} tokens (uniform)", baselines["uniform"]),
         ("knowing how frequent each token is (unigram)", baselines["unigram"]),
-        (f"counting what follows {order - 1} tokens ({order}-gram)", baselines["ngram"]),
-        (f"this model ({summary['num_params']:,} parameters)", result),
     ]
+    if "ngram" in baselines:  # not in an older run's summary
+        rows.append((f"counting what follows what (n-gram, order {baselines['ngram']['order']})", baselines["ngram"]))
+    rows.append((f"this model ({summary['num_params']:,} parameters)", result))
     table = "\n".join(
         f"  {what:<48}{_number(x['perplexity'], 2):>12}{_number(x['bits_per_char'], 3):>22}" for what, x in rows
     )
@@ -60,7 +60,7 @@ the checkpoint of step {summary["best_step"]:,}, the best on the validation text
 {_remarks(summary, result)}
 
 Files:    {workdir}/
-            summary.json, metrics.jsonl, samples.txt, checkpoints/
+            summary.json, metrics.jsonl, samples.txt, ngram.npz, checkpoints/
             plots/learning_curve.png
 Try next: python run.py generate --workdir={folder} --length=500
           python run.py evaluate --workdir={folder}"""
@@ -80,9 +80,15 @@ def _remarks(summary: dict[str, Any], result: dict[str, Any]) -> str:
             lines.append("So much less means that it learned that text by heart: a longer text or fewer steps help.")
     if result["perplexity"] is None or result["perplexity"] > baselines["unigram"]["perplexity"]:
         lines.append("It does not yet beat token frequencies: more steps or another learning rate help.")
-    elif result["perplexity"] > baselines["ngram"]["perplexity"]:
+    elif "ngram" in baselines and result["perplexity"] > baselines["ngram"]["perplexity"]:
         lines.append("It does not yet beat counting: more steps or more hidden units help.")
-    share = result.get("unknown", 0) / result["tokens"]  # .get: an older run's summary may lack it
+    if result.get("runs_away"):  # .get: an older run's summary may lack it
+        every, reset = result["reset"]["every"], _number(result["reset"]["perplexity"], 2)
+        lines.append(
+            f"Carried through so long a text its state runs away: reset every {every} tokens, the perplexity is"
+        )
+        lines.append(f"{reset}. A longer segment_length, weight decay or fewer steps may help.")
+    share = result.get("unknown", 0) / result["tokens"]
     if share > 0.01:
         lines.append(
             f"{share:.0%} of these tokens are <unk>: its bits per character do not compare with other models'."

@@ -14,18 +14,22 @@ from ml_collections import ConfigDict
 import rnn_lm
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.files import write_json
-from rnn_lm.inference.evaluate import evaluate, figures
+from rnn_lm.inference.evaluate import evaluate, figures, runs_away
+from rnn_lm.ngram import NGramLM
 from rnn_lm.nn import native
 from rnn_lm.training.baselines import score_baselines
 from rnn_lm.training.config import tokens_per_step
 from rnn_lm.training.metrics import read_metrics
 from rnn_lm.training.run_folder import SUMMARY, load_checkpoint
 
+RESET_EVERY = 1000  # tokens, in the second measurement of each split
+
 
 def write_summary(
     workdir: Path,
     config: ConfigDict,
     corpus: Corpus,
+    ngram: NGramLM,
     *,
     seconds_to_first_step: float | None,
     tokens_per_second: float | None,
@@ -59,12 +63,14 @@ def write_summary(
         summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}
     for name, split in [("valid", corpus.valid), ("test", corpus.test)]:
         if split.tokens:
-            result = evaluate(model, split.ids)
-            summary[name] = figures(result.nll, split.tokens_per_character) | {
-                "tokens": result.tokens,
+            carried, reset = (evaluate(model, split.ids, reset_every=every) for every in (0, RESET_EVERY))
+            summary[name] = figures(carried.nll, split.tokens_per_character) | {
+                "tokens": carried.tokens,
                 "unknown": split.unknown,
+                "reset": {"every": RESET_EVERY} | figures(reset.nll, split.tokens_per_character),
+                "runs_away": runs_away(carried, reset),
             }
-    summary["baselines"] = score_baselines(workdir, corpus, corpus.test if "test" in summary else corpus.valid)
+    summary["baselines"] = score_baselines(ngram, corpus, corpus.test if "test" in summary else corpus.valid)
     _draw(workdir, lines, summary)
     summary["wall_seconds"] = time.perf_counter() - rnn_lm.STARTED
     write_json(workdir / SUMMARY, summary)

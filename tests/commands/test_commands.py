@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one line of error, what goes to stdout."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import pytest
 
 import rnn_lm
 from rnn_lm.commands import VERBS, main
+from rnn_lm.commands.train import describe
+from rnn_lm.inference import evaluate as inference
 from tests.reference import forward, nats, numpy_params
 
 ROOT = Path(rnn_lm.__file__).parents[1]
@@ -81,6 +84,39 @@ def test_evaluate_equals_an_independent_numpy_pass(cli, run_folder, tmp_path):
     assert result["bits_per_char"] == pytest.approx(expected.mean() / np.log(2), rel=1e-4)
     assert result["max_abs_h"] == pytest.approx(np.abs(states).max(), rel=1e-4)
     assert result["reset"]["every"] == 100 and result["reset"]["nll"] != result["nll"]
+    stated = {"split": "text", "seed": 0, "vocab_size": len(vocabulary), "carry": "one stream", "text": str(path)}
+    assert result | stated | {"sha256": hashlib.sha256(text.encode()).hexdigest()} == result
+
+
+def test_evaluate_warns_where_its_figures_mislead(cli, run_folder, tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text("the ÄÖÜ" * 20)
+    _, _, err = cli("evaluate", "--workdir", run_folder, "--text", path)
+    assert "runs away" not in err and "of the tokens are unknown" not in err
+    path.write_text("the ÄÖÜÄÖÜ" * 20)
+    monkeypatch.setattr(inference, "runs_away", lambda carried, reset: True)
+    code, out, err = cli("evaluate", "--workdir", run_folder, "--text", path)
+    assert code == 0 and json.loads(out)["tokens"] == 199
+    assert "warning: 60% of the tokens are unknown to the vocabulary" in err
+    assert "warning: carried through the text the state runs away" in err and "largest values |h| = " in err
+
+
+def test_the_final_screen_says_what_to_make_of_the_figures(run_folder):
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert not summary["test"]["runs_away"] and summary["test"]["reset"]["every"] == 1000
+    good, bad = (dict(summary, test=summary["test"] | {"perplexity": p}) for p in (1.1, 1000.0))
+    worse_than_counting = dict(
+        good, baselines=summary["baselines"] | {"ngram": summary["baselines"]["ngram"] | {"perplexity": 1.05}}
+    )
+    older = dict(good, baselines={name: summary["baselines"][name] for name in ("uniform", "unigram")})
+    assert "n-gram" in describe(good, run_folder) and "n-gram" not in describe(older, run_folder)
+    away = dict(summary, test=summary["test"] | {"runs_away": True})
+    for given, remark in [
+        (bad, "It does not yet beat token frequencies"),
+        (worse_than_counting, "It does not yet beat counting"),
+        (away, "its state runs away: reset every 1000 tokens, the perplexity is"),
+    ]:
+        assert remark in describe(given, run_folder) and remark not in describe(good, run_folder)
 
 
 def test_evaluate_without_a_text_is_the_test_split_of_the_summary(cli, run_folder):

@@ -1,11 +1,12 @@
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from rnn_lm.inference import evaluate as module
-from rnn_lm.inference.evaluate import Evaluation, evaluate, figures
+from rnn_lm.inference.evaluate import Evaluation, evaluate, figures, runs_away
 from rnn_lm.nn.models import RNNLM
 from tests.reference import forward, nats, numpy_params
 
@@ -82,3 +83,17 @@ def test_a_large_vocabulary_does_not_take_memory_without_bound(ids, monkeypatch)
 def test_one_token_is_too_few(model):
     with pytest.raises(ValueError, match="at least 2"):
         evaluate(model, np.array([3]))
+
+
+def test_a_state_that_runs_away_is_told_from_one_that_does_not():
+    """With every token c grows by about 1, and h with it: what a short text does not show, a long one does."""
+    model = RNNLM(3, 1, rngs=nnx.Rngs(0), cell="lstm")
+    model.cell.w_xh[...] = jnp.zeros((3, 4))
+    model.cell.w_hh[...] = jnp.zeros((1, 4))
+    model.cell.b_h[...] = jnp.array([9.0, 9.0, 0.01, 9.0])  # i, f and o are open, g is a little above 0
+    model.w_hq[...] = jnp.array([[0.0, 0.0, 5.0]])
+    ids = np.tile([1, 0], 2000)
+    carried, reset = evaluate(model, ids), evaluate(model, ids, reset_every=10)
+    assert carried.max_abs["c"] > 10 * reset.max_abs["c"]
+    assert runs_away(carried, reset) and not runs_away(reset, reset) and not runs_away(reset, carried)
+    assert runs_away(Evaluation(np.nan, 10), reset)

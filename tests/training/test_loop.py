@@ -12,6 +12,7 @@ from rnn_lm.inference.evaluate import evaluate
 from rnn_lm.interrupts import Stopped
 from rnn_lm.ngram import NGramLM
 from rnn_lm.training import loop as module
+from rnn_lm.training.baselines import fit_ngram
 from rnn_lm.training.checkpoints import Checkpoints
 from rnn_lm.training.loop import train
 from rnn_lm.training.metrics import read_metrics
@@ -81,6 +82,22 @@ def test_it_learns_and_the_summary_says_so(run_folder):
     assert summary["steps"] == 60
     V, H = summary["corpus"]["vocab_size"], 16
     assert summary["num_params"] == V * H + H * H + H + H * V + V
+
+
+def test_ngrams_are_counted_once_and_again_where_the_file_is_damaged(run_folder, tmp_path):
+    shutil.copy(run_folder / "ngram.npz", tmp_path)
+    corpus = load_corpus(**read_config(run_folder)[0].corpus)
+    never = lambda: False  # noqa: E731
+    kept = tmp_path / "ngram.npz"
+    written, found = kept.stat().st_mtime_ns, fit_ngram(tmp_path, corpus, never)
+    assert kept.stat().st_mtime_ns == written
+    other = NGramLM.fit(np.array([0, 1, 0]), order=1, vocab_size=2)
+    for damage in (lambda: kept.write_bytes(b"damaged"), lambda: other.save(kept), kept.unlink):
+        damage()
+        assert fit_ngram(tmp_path, corpus, never).nll(corpus.test.ids) == found.nll(corpus.test.ids)
+        assert NGramLM.load(kept).order == found.order
+    kept.unlink()
+    assert fit_ngram(tmp_path, corpus, lambda: True) is None and not kept.exists()
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "plateau"])
