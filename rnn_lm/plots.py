@@ -262,7 +262,7 @@ def _inside(tick: float, limits: tuple[float, float]) -> bool:
 
 def _save(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
-        drawn = [line.get_xydata() for line in axes.lines if line.get_transform() == axes.transData]
+        drawn = [np.asarray(line.get_xydata(), float) for line in axes.lines if line.get_transform() == axes.transData]
         if not any(((xy > 0) & np.isfinite(xy)).all(1).any() for xy in drawn):
             axes.set(xscale="linear", yscale="linear")  # a logarithm needs something above 0
     buffer = io.BytesIO()
