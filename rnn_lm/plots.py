@@ -34,8 +34,7 @@ def learning_curve(
         yscale="log",
     )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    _plain_ticks(axes.yaxis)
-    axes.set_yticks([t for t in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000) if _inside(t, axes.get_ylim())])
+    _plain_ticks(axes.yaxis, subs=(1, 2, 3, 5))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center right")
     _save(figure, path)
@@ -174,9 +173,10 @@ def cost(path: Path, section: Mapping[str, Any]) -> None:
     names = {"cached": "all states kept", "remat": "most computed again", "truncated": "truncated at segments"}
     for (way, name), marker in zip(names.items(), "os^", strict=True):
         rows = [row for row in section["rows"] if row["way"] == way]
-        rows = [row | {"MB": row["temporary_bytes"] / 1e6, "ms": 1e3 * row["seconds"]} for row in rows]
-        _over(memory, rows, "steps", "MB", marker=marker, label=name)
-        _over(seconds, rows, "steps", "ms", marker=marker, label=name)
+        megabytes = [row | {"MB": row["temporary_bytes"] / 1e6} for row in rows]
+        milliseconds = [row | {"ms": 1e3 * row["seconds"]} for row in rows if row["seconds"] is not None]
+        _over(memory, megabytes, "steps", "MB", marker=marker, label=name)
+        _over(seconds, milliseconds, "steps", "ms", marker=marker, label=name)
     memory.set(title="Memory of one gradient", ylabel="temporaries (MB, logarithmic)")
     seconds.set(title="Time of one gradient", ylabel="milliseconds (logarithmic)")
     for axes in (memory, seconds):
@@ -254,10 +254,6 @@ def _plain_ticks(axis: Any, subs: Sequence[int] | None = None) -> None:
 def _over(axes: Any, rows: Sequence[Mapping[str, Any]], x: str, y: str, **style: Any) -> None:
     """A line through one number of each row, over another."""
     axes.plot([row[x] for row in rows], [row[y] for row in rows], **{"markersize": 4} | style)
-
-
-def _inside(tick: float, limits: tuple[float, float]) -> bool:
-    return limits[0] <= tick <= limits[1]
 
 
 def _save(figure: Figure, path: Path) -> None:
