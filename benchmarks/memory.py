@@ -9,6 +9,7 @@ cotangents are there in any case.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from flax import nnx
 
 from benchmarks.common import machine, save, table
 from rnn_lm import RNNLM, LSTMCell, unroll
-from rnn_lm.analysis.cost import Loss, gradient_in_segments, loss_of, measured
+from rnn_lm.analysis.cost import Loss, loss_of, measured, ways_back
 
 LENGTHS = (100, 1_000, 10_000)
 BLOCK, D, H, B, V = 100, 8, 64, 4, 65
@@ -33,15 +34,6 @@ def final_carry(graphdef: nnx.GraphDef, remat: int | None = None) -> Loss:
     return loss
 
 
-def ways(loss_with: Callable[..., Loss]) -> dict[str, Callable[..., Any]]:
-    """Each way to the gradient."""
-    return {
-        "cached": lambda *args: jax.grad(loss_with(), has_aux=True)(*args)[0],
-        f"remat {BLOCK}": lambda *args: jax.grad(loss_with(remat=BLOCK), has_aux=True)(*args)[0],
-        f"truncated {BLOCK}": lambda *args: gradient_in_segments(loss_with(), BLOCK, *args),
-    }
-
-
 def measure(
     name: str, module: nnx.Module, carry: Any, loss_with: Any, inputs: Callable[[int], jax.Array]
 ) -> list[dict]:
@@ -50,7 +42,7 @@ def measure(
     for steps in LENGTHS:
         row: dict[str, Any] = {"loss": name, "steps": steps, "ways": {}}
         gradients = {}
-        for way, function in ways(lambda **options: loss_with(graphdef, **options)).items():
+        for way, function in ways_back(partial(loss_with, graphdef), remat=BLOCK, segment=BLOCK).items():
             arguments = params, carry, inputs(steps)
             row["ways"][way] = measured(function, *arguments)
             gradients[way] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.jit(function)(*arguments))])
@@ -89,7 +81,13 @@ def main() -> None:
         ]
         for row in rows
     ]
-    head = ["loss on", "T", *names, "outputs and cotangents", "remat's gradient differs by"]
+    head = [
+        "loss on",
+        "T",
+        *(f"{n} {BLOCK}" if n != "cached" else n for n in names),
+        "outputs and cotangents",
+        "remat's gradient differs by",
+    ]
     print(table(head, cells))
 
 

@@ -109,21 +109,21 @@ class NGramLM:
         lower: list[Level] = []
         starts = np.full(len(ids), ROOT)  # the node of the (k−1)-gram that starts at each position
         keys, num_contexts = np.zeros(1, np.int64), 0  # those of order k − 1
-        top = None
         for k in range(1, order + 1):
             prefixes = starts[: len(ids) - k + 1]
             longer, nodes, counts = np.unique(
                 prefixes * vocab_size + ids[k - 1 :], return_inverse=True, return_counts=True
             )
-            if top is not None and smoothing == "kneser_ney":
-                # Below the highest order an n-gram counts as often as different tokens stand before it, the text's
-                # start being one of them.
-                suffix = np.empty(len(longer), np.int64)
-                suffix[nodes] = starts[1 : len(nodes) + 1]
-                continuations = np.bincount(suffix, minlength=len(keys))
-                continuations[starts[0]] += 1
-                top = _level(keys, continuations, num_contexts, **settings)
-            lower += [top] if top is not None else []
+            if k > 1:
+                if smoothing == "kneser_ney":
+                    # Below the highest order an n-gram counts as often as different tokens stand before it, the text's
+                    # start being one of them.
+                    suffix = np.empty(len(longer), np.int64)
+                    suffix[nodes] = starts[1 : len(nodes) + 1]
+                    continuations = np.bincount(suffix, minlength=len(keys))
+                    continuations[starts[0]] += 1
+                    top = _level(keys, continuations, num_contexts, **settings)
+                lower.append(top)
             keys, starts, num_contexts = longer, nodes, len(keys)
             top = _level(keys, counts, num_contexts, **settings)
             yield cls([*lower, top], **settings)

@@ -9,8 +9,8 @@ import absl.logging
 import jaxtyping
 import pytest
 
-CHECKED = ["rnn_lm.nn", "rnn_lm.keys", "rnn_lm.data.batches", "rnn_lm.inference", "rnn_lm.training.optimizers"]
-CHECKED += ["rnn_lm.analysis"]
+CHECKED = ["rnn_lm.nn", "rnn_lm.keys", "rnn_lm.data.batches", "rnn_lm.inference", "rnn_lm.training.optimizers",
+           "rnn_lm.analysis"]  # fmt: skip
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
     import rnn_lm.analysis.laboratory
     import rnn_lm.data.batches

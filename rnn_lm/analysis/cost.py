@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -45,19 +46,26 @@ def gradient_in_segments(loss: Loss, segment: int, params: Any, carry: Any, toke
     return total
 
 
-def step_costs(model: RNNLM, *, batch_size: int, segment: int, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Bytes of temporaries and seconds of the gradient over T steps, for each T of `lengths`, multiples of `segment`.
+def ways_back(
+    loss_with: Callable[..., Loss], *, remat: int | Literal["sqrt"], segment: int
+) -> dict[str, Callable[..., Any]]:
+    """Three ways to the gradient of `loss_with(remat=…)`, each (parameters, carry, inputs) → gradient.
 
-    Three ways: all states "cached"; "remat", the states of every √T-th step kept and the others computed again;
-    "truncated" at segments.
+    All states "cached"; "remat", the states of every so many steps kept and the others computed again; "truncated" at
+    segments.
     """
-    graphdef, params = nnx.split(model, nnx.Param)
-    cached, remat = loss_of(graphdef), loss_of(graphdef, remat="sqrt")
-    ways: dict[str, Callable[..., Any]] = {
+    cached, recomputed = loss_with(remat=None), loss_with(remat=remat)
+    return {
         "cached": lambda *args: jax.grad(cached, has_aux=True)(*args)[0],
-        "remat": lambda *args: jax.grad(remat, has_aux=True)(*args)[0],
-        "truncated": lambda *args: gradient_in_segments(cached, segment, *args),
+        "remat": lambda *args: jax.grad(recomputed, has_aux=True)(*args)[0],
+        "truncated": partial(gradient_in_segments, cached, segment),
     }
+
+
+def step_costs(model: RNNLM, *, batch_size: int, segment: int, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """What the gradient over T steps takes by each of `ways_back`, for each T of `lengths`, multiples of `segment`."""
+    graphdef, params = nnx.split(model, nnx.Param)
+    ways = ways_back(partial(loss_of, graphdef), remat="sqrt", segment=segment)
     carry = model.initialize_carry(batch_size)
     return [
         {"steps": steps, "way": name} | measured(way, params, carry, jnp.zeros((steps, batch_size), jnp.int32))

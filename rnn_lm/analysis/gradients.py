@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from rnn_lm.errors import UserError
 from rnn_lm.keys import named_key
+from rnn_lm.nn.arrays import named_leaves
 from rnn_lm.nn.cells import states_by_letter
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
@@ -206,6 +207,4 @@ def _flat(gradient: Gradient) -> np.ndarray:
 
 def _named(params: Any) -> Gradient:
     """In float64, so that no square is too small or too large."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    names = (jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value") for path, _ in leaves)
-    return {name: np.asarray(leaf, np.float64) for name, (_, leaf) in zip(names, leaves, strict=True)}
+    return {name: np.asarray(leaf, np.float64) for name, leaf in named_leaves(params).items()}

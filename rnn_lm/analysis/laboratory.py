@@ -9,6 +9,7 @@ import numpy as np
 
 from rnn_lm.analysis.cost import step_costs
 from rnn_lm.analysis.gradients import (
+    Gradient,
     Minibatch,
     compared,
     effective_memory,
@@ -49,6 +50,16 @@ class Subject:
 
     def minibatch(self, count: int) -> Minibatch:
         return minibatch_of(self.model, windows_of(self.ids, count, self.window))
+
+    @cached_property
+    def batch(self) -> Minibatch:
+        """What truncated gradients are compared on."""
+        return self.minibatch(MINIBATCH)
+
+    @cached_property
+    def full(self) -> Gradient:
+        """What they are compared with."""
+        return gradient(self.model, self.batch)
 
     @property
     def num_texts(self) -> int:
@@ -133,12 +144,10 @@ def jacobians(subject: Subject) -> Section:
 
 def truncated_gradients(subject: Subject) -> Section:
     """Segment and window truncation of 1, 2, 4, … steps beside the whole gradient, by parameter."""
-    batch = subject.minibatch(MINIBATCH)
-    full = gradient(subject.model, batch)
     rows = []
     for steps in [2**i for i in range(32) if 2**i < subject.window] + [subject.window]:
         for kind, truncation in (("segment", SegmentTruncation(steps)), ("window", WindowTruncation(steps))):
-            by_name = compared(gradient(subject.model, batch, truncation), full)
+            by_name = compared(gradient(subject.model, subject.batch, truncation), subject.full)
             rows += [{"kind": kind, "steps": steps, "parameter": name} | row for name, row in by_name.items()]
     parts = []
     for kind, how in (("window", "each loss looks back {} steps (window)"), ("segment", "the text is cut every {}")):
@@ -155,11 +164,10 @@ def truncated_gradients(subject: Subject) -> Section:
 
 def randomized_truncation(subject: Subject) -> Section:
     """Mean and spread of randomized truncation over many draws, for several π, by parameter."""
-    batch = subject.minibatch(MINIBATCH)
-    full = gradient(subject.model, batch)
+    full = subject.full
     rows: list[dict[str, Any]] = []
     for probability in KEEP_PROBABILITIES:
-        mean, variance = randomized_gradients(subject.model, batch, probability, DRAWS)
+        mean, variance = randomized_gradients(subject.model, subject.batch, probability, DRAWS)
         for name, row in compared(mean, full).items():
             names = list(full) if name == "all" else [name]
             with np.errstate(divide="ignore", invalid="ignore"):

@@ -28,7 +28,7 @@ def run(flags: FlagValues) -> str:
     from rich.console import Console
     from rich.progress import Progress
 
-    from rnn_lm.commands.texts import text_of
+    from rnn_lm.commands.texts import text_of, warn
     from rnn_lm.files import dumps
     from rnn_lm.inference.evaluate import evaluate, figures, runs_away
     from rnn_lm.training.run_folder import load, read_config
@@ -46,9 +46,9 @@ def run(flags: FlagValues) -> str:
         reset = evaluate(model, split.ids, reset_every=flags.reset_every, on_progress=partial(bar.advance, task))
     ratio = split.tokens_per_character
     if split.unknown > 0.5 * split.tokens:
-        _warn(f"{split.unknown / split.tokens:.0%} of the tokens are unknown to the vocabulary: the figures say little")
+        warn(f"{split.unknown / split.tokens:.0%} of the tokens are unknown to the vocabulary: the figures say little")
     if runs_away(carried, reset):
-        _warn(
+        warn(
             f"carried through the text the state runs away: {carried.nll:.2f} nats a token, but {reset.nll:.2f} "
             f"where it is reset every {flags.reset_every} tokens; largest values "
             + ", ".join(f"|{letter}| = {value:.3g}" for letter, value in carried.max_abs.items())
@@ -71,7 +71,3 @@ def run(flags: FlagValues) -> str:
             **{f"max_abs_{letter}": value for letter, value in carried.max_abs.items()},
         }
     )
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)

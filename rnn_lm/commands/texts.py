@@ -49,4 +49,8 @@ def check_known(vocabulary: Vocabulary, text: str, name: str, *, strict: bool) -
     message = f"{name} has tokens that the vocabulary lacks: {shown}"
     if strict:
         raise UserError(f"{message}; without --strict they are read as <unk>")
-    print(f"warning: {message}; they are read as <unk>", file=sys.stderr)
+    warn(f"{message}; they are read as <unk>")
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -35,3 +35,10 @@ def shifted(first: Array, carries: Array, *, reverse: bool) -> Array:
 
 def rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Every array by its path, such as `params.cell.w_hh`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
+    return {name.removesuffix(".value"): leaf for name, (_, leaf) in zip(names, leaves, strict=True)}

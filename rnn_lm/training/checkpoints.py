@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from rnn_lm.errors import UserError
+from rnn_lm.nn.arrays import named_leaves
 
 KEEP_LATEST = 3
 
@@ -46,7 +47,7 @@ class Checkpoints:
 
     def save(self, step: int, tree: Any, notes: dict[str, Any]) -> None:
         """Copies the arrays and writes them while the caller goes on."""
-        arrays = {name: np.array(array) for name, array in _named_leaves(tree).items()}
+        arrays = {name: np.array(array) for name, array in named_leaves(tree).items()}
         sha256 = {name: _sha256(array) for name, array in arrays.items()}
         self._best = notes["best"]["step"]
         record: dict[str, Any] = {"notes": notes, "sha256": sha256}
@@ -113,18 +114,11 @@ class Checkpoints:
 def fill_tree(template: Any, arrays: dict[str, np.ndarray]) -> Any:
     """The restored arrays in the structure of `template`, whose leaves say what shapes they must have."""
     leaves = []
-    for name, leaf in _named_leaves(template).items():
+    for name, leaf in named_leaves(template).items():
         if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype):
             raise UserError(f"the checkpoint does not fit this model: {name} is missing or of another shape or type")
         leaves.append(jax.numpy.asarray(arrays[name]))
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    """Every array by its path, such as `params.cell.w_hh`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)
-    return {name.removesuffix(".value"): leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
 
 
 def _sha256(array: np.ndarray) -> str:

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,35 +83,30 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             "that is full backpropagation within each window",
             file=sys.stderr,
         )
-    over = threading.Event()
-    with locked(workdir), ThreadPoolExecutor(max_workers=1) as beside:
-        try:
-            with deferred_signals() as pending:
-                trainer = Trainer(config, workdir, corpus, batches)
+    with locked(workdir), ThreadPoolExecutor(max_workers=1) as beside, ExitStack() as in_the_end:
+        over = threading.Event()
+        in_the_end.callback(over.set)  # nobody waits for the counts any more
+        with deferred_signals() as pending:
+            with closing(Trainer(config, workdir, corpus, batches)) as trainer:
                 counting = beside.submit(fit_ngram, workdir, corpus, over.is_set)
-                try:
-                    trainer.run(pending)
-                finally:
-                    trainer.close()
-                if pending.signum:
-                    step = trainer.saved_step
-                    raise Stopped(
-                        pending.signum, f"stopped at step {step}, which is saved; the same command goes on from there"
-                    )
-            if not counting.done():
-                print("counting n-grams …", file=sys.stderr, flush=True)
-            ngram = counting.result()
-            assert ngram is not None  # it was not told to stop
-            write_summary(
-                workdir,
-                config,
-                corpus,
-                ngram,
-                seconds_to_first_step=trainer.seconds_to_first_step,
-                tokens_per_second=trainer.tokens_per_second(),
-            )
-        finally:
-            over.set()  # nobody waits for the counts any more
+                trainer.run(pending)
+            if pending.signum:
+                step = trainer.saved_step
+                raise Stopped(
+                    pending.signum, f"stopped at step {step}, which is saved; the same command goes on from there"
+                )
+        if not counting.done():
+            print("counting n-grams …", file=sys.stderr, flush=True)
+        ngram = counting.result()
+        assert ngram is not None  # it was not told to stop
+        write_summary(
+            workdir,
+            config,
+            corpus,
+            ngram,
+            seconds_to_first_step=trainer.seconds_to_first_step,
+            tokens_per_second=trainer.tokens_per_second(),
+        )
     summary = read_summary(workdir)
     assert summary is not None
     return summary

@@ -28,12 +28,16 @@ SCHEDULES = {
 
 def make_optimizer(name: str, numbers: Numbers, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
     """Global-norm clipping (`clip_norm` 0 is off), then the named optimizer. Built anew inside each compiled step."""
-    clip_norm = numbers["clip_norm"]
     return optax.chain(
-        optax.clip_by_global_norm(jnp.where(clip_norm > 0, clip_norm, jnp.inf)),
+        optax.clip_by_global_norm(clip_limit(numbers)),
         OPTIMIZERS[name](numbers),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def clip_limit(numbers: Numbers) -> Float[Array, ""]:
+    """The largest norm that a gradient keeps."""
+    return jnp.where(numbers["clip_norm"] > 0, numbers["clip_norm"], jnp.inf)
 
 
 def learning_rate(schedule: str, numbers: Numbers, step: Int[Array, ""]) -> Float[Array, ""]:

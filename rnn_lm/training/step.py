@@ -15,7 +15,7 @@ from rnn_lm.data.batches import Batches
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
-from rnn_lm.training.optimizers import Numbers, learning_rate, make_optimizer
+from rnn_lm.training.optimizers import Numbers, clip_limit, learning_rate, make_optimizer
 
 # What the config's truncation.kind is inside a window. Those of tbptt overlap instead.
 TRUNCATIONS: dict[str, Callable[..., Truncation | None]] = {
@@ -109,8 +109,7 @@ def train_steps(
         carry = jax.tree.map(lambda new, h: jax.lax.stop_gradient(jnp.where(restart, new, h)), initial, state.carry)
         step_keys = {name: jax.random.fold_in(key, state.step) for name, key in keys.items()}
         (nll, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, carry, inputs, labels, step_keys)
-        grad_norm, clip_norm = optax.tree.norm(grads), numbers["clip_norm"]
-        clipped = (clip_norm > 0) & (grad_norm > clip_norm)
+        grad_norm, limit = optax.tree.norm(grads), clip_limit(numbers)
         rate = learning_rate(schedule, numbers, state.step)
         updates, opt_state = make_optimizer(optimizer, numbers, rate).update(grads, state.opt_state, state.params)
         return TrainState(
@@ -122,8 +121,8 @@ def train_steps(
                 {
                     "nll": nll,
                     "grad_norm": grad_norm,
-                    "clipped_norm": jnp.where(clipped, clip_norm, grad_norm),
-                    "clipped": clipped.astype(jnp.float32),
+                    "clipped_norm": jnp.minimum(grad_norm, limit),
+                    "clipped": (grad_norm > limit).astype(jnp.float32),
                 }
             ),
             finite=jnp.isfinite(nll) & jnp.isfinite(grad_norm),
