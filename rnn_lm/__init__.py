@@ -22,6 +22,7 @@ _HOMES = {
     "WindowTruncation": "rnn_lm.nn.truncation",
     "RandomizedTruncation": "rnn_lm.nn.truncation",
     "RNNLM": "rnn_lm.nn.models",
+    "MLPLM": "rnn_lm.nn.models",
     "cross_entropy": "rnn_lm.nn.losses",
     "NGramLM": "rnn_lm.ngram",
     "Batches": "rnn_lm.data.batches",

@@ -40,7 +40,7 @@ SHOWN, SHOWN_SEGMENT = 60, 12  # tokens in the picture of the strategies, and in
 class Subject:
     """A trained model, a text to inspect it on, and the run that it comes from."""
 
-    model: RNNLM
+    model: Any  # an RNNLM; of an MLPLM only `WITHOUT_STATE` can be asked
     ids: np.ndarray  # the text
     window: int  # steps that are looked back
     batch_size: int  # the run's, and so on
@@ -76,13 +76,16 @@ Section = dict[str, Any]
 
 
 def inspect(subject: Subject, on_progress: Callable[[str], Any] = lambda question: None) -> dict[str, Section]:
-    """All sections by name. `on_progress` is told the question that comes next.
+    """All sections by name that a model has. `on_progress` is told the question that comes next.
 
     Raises:
       UserError: where the text is shorter than the window needs.
     """
     sections = {}
+    recurrent = isinstance(subject.model, RNNLM)
     for name, (question, section) in SECTIONS.items():
+        if not recurrent and name not in WITHOUT_STATE:
+            continue
         on_progress(question)
         sections[name] = section(subject)
     return sections
@@ -246,3 +249,4 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Subject], Section]]] = {
     "cost": ("what does a training step take?", cost),
     "strategies": ("where does each strategy cut?", strategies),
 }
+WITHOUT_STATE = ("clipping",)  # asks nothing about time

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from rnn_lm.commands.flags import FlagValues, define_text_flags, required
-from rnn_lm.errors import UserError
+from rnn_lm.errors import UserError, load_plots
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -53,13 +53,17 @@ def run(flags: FlagValues) -> str:
         print(f"{time.perf_counter() - started:5.1f} s  {question}", file=sys.stderr, flush=True)
 
     sections = inspect(subject, say)
-    sections["strategies"]["tokens"] = [vocabulary.decode([i]) for i in sections["strategies"]["tokens"]]
+    if "strategies" in sections:
+        sections["strategies"]["tokens"] = [vocabulary.decode([i]) for i in sections["strategies"]["tokens"]]
+        back = f"looking back {flags.window} steps"
+    else:
+        back = "which is read without a state, so nothing goes back through time"
     write_json(workdir / "inspect.json", {"text": text.name, "window": flags.window} | sections)
     pictures = _draw(workdir / "plots", sections)
     findings = [textwrap.fill(f"- {s['finding']}", 100, subsequent_indent="  ") for s in sections.values()]
     return "\n".join(
         [
-            f"{workdir} on {text.name}, looking back {flags.window} steps:",
+            f"{workdir} on {text.name}, {back}:",
             "",
             *findings,
             "",
@@ -71,10 +75,7 @@ def run(flags: FlagValues) -> str:
 
 def _draw(folder: Path, sections: dict[str, Any]) -> list[Path]:
     """A picture of each section; the paths."""
-    try:
-        from rnn_lm import plots
-    except ImportError:
-        print("no plots: pip install 'rnn_lm[plots]' draws them", file=sys.stderr)
+    if (plots := load_plots()) is None:
         return []
     paths = []
     for name, section in sections.items():

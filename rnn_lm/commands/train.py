@@ -45,7 +45,7 @@ def describe(summary: dict[str, Any], workdir: Path) -> str:
         rows.append((f"counting what follows what (n-gram, order {baselines['ngram']['order']})", baselines["ngram"]))
     rows.append((f"this model ({summary['num_params']:,} parameters)", result))
     table = "\n".join(
-        f"  {what:<48}{_number(x['perplexity'], 2):>12}{_number(x['bits_per_char'], 3):>22}" for what, x in rows
+        f"  {what:<48}{number(x['perplexity'], 2):>12}{number(x['bits_per_char'], 3):>22}" for what, x in rows
     )
     folder = shlex.quote(str(workdir))
     return f"""
@@ -68,7 +68,7 @@ Try next: python run.py generate --workdir={folder} --length=500
 
 def _remarks(summary: dict[str, Any], result: dict[str, Any]) -> str:
     """What the numbers mean."""
-    perplexity = _number(result["perplexity"], 1)
+    perplexity = number(result["perplexity"], 1)
     lines = [
         f"A perplexity of {perplexity} means that, asked for the next token, the model is as unsure as someone who",
         f"chooses among {perplexity} equally likely ones. 1 would be perfect.",
@@ -83,7 +83,7 @@ def _remarks(summary: dict[str, Any], result: dict[str, Any]) -> str:
     elif "ngram" in baselines and result["perplexity"] > baselines["ngram"]["perplexity"]:
         lines.append("It does not yet beat counting: more steps or more hidden units help.")
     if result.get("runs_away"):  # .get: an older run's summary may lack it
-        every, reset = result["reset"]["every"], _number(result["reset"]["perplexity"], 2)
+        every, reset = result["reset"]["every"], number(result["reset"]["perplexity"], 2)
         lines.append(
             f"Carried through so long a text its state runs away: reset every {every} tokens, the perplexity is"
         )
@@ -96,6 +96,6 @@ def _remarks(summary: dict[str, Any], result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
     """A figure of a summary, which has null for what is not finite."""
     return "infinite" if value is None else f"{value:.{digits}f}"

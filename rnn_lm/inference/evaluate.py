@@ -12,9 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from rnn_lm.nn.cells import states_by_letter
 from rnn_lm.nn.losses import cross_entropy
-from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.models import LanguageModel
 
 MAX_WINDOWS = 256  # side by side in one call
 MAX_LOGITS = 2**22  # in one call, which bounds the memory
@@ -58,7 +57,11 @@ def figures(nll: float, tokens_per_character: float) -> dict[str, float]:
 
 
 def evaluate(
-    model: RNNLM, ids: np.ndarray, *, reset_every: int = 0, on_progress: Callable[[int], Any] = lambda tokens: None
+    model: LanguageModel,
+    ids: np.ndarray,
+    *,
+    reset_every: int = 0,
+    on_progress: Callable[[int], Any] = lambda tokens: None,
 ) -> Evaluation:
     """Scores every token of ids [N] but the first, N − 1 of them, each once.
 
@@ -114,6 +117,6 @@ def _score(
     nats = jnp.where(valid, cross_entropy(model.output(h), labels), 0)
     max_abs = {
         letter: jnp.stack([jnp.max(jnp.abs(x), where=valid[..., None], initial=0) for x in states]).max()
-        for letter, states in states_by_letter(carries).items()
+        for letter, states in model.states(carries).items()
     }
     return jax.tree.map(lambda c: c[-1], carries), nats, max_abs

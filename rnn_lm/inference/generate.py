@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.models import LanguageModel
 
 CALL_STEPS = 2000  # tokens in one compiled call; between two of them a signal can end a long generation
 
 
 def generate(
-    model: RNNLM,
+    model: LanguageModel,
     prompt: np.ndarray,
     length: int,
     *,

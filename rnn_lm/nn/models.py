@@ -1,39 +1,33 @@
 """Language models: token ids → hidden states → logits of the next token."""
 
+from abc import abstractmethod
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx import initializers
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int
 
-from rnn_lm.nn.cells import CELLS, Stack, dropped, product
+from rnn_lm.nn.cells import ACTIVATIONS, CELLS, Stack, dropped, glorot, product, states_by_letter, zeros
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.truncation import Truncation
 
 
-class RNNLM(nnx.Module):
-    """The recurrent language model, equations (8.4.5) and (8.4.6): O_t = H_t w_hq + b_q.
+class LanguageModel(nnx.Module):
+    """What all models share: the vectors that stand for tokens and, behind a body, the output layer O = H w_hq + b_q.
 
     Args:
       vocab_size: V.
       hidden_features: H.
       rngs: where the initial weights come from.
-      cell: the name of the recurrent cell.
-      num_layers: recurrent layers, one above the other.
       embed_dim: size of the learned vectors that stand for the tokens; 0 feeds the tokens themselves (one-hot).
       dropout: with a key, the fraction of units dropped of what each layer hands on, the output layer's input included.
       tie: the embedding, transposed, is w_hq too (Press, Wolf 2017); `embed_dim` is H then.
       dtype: what the matrix products are computed in; None is `param_dtype`.
       param_dtype: of parameters, state and logits.
-      cell_options: what else the cells' constructor takes.
-
-    >>> model = RNNLM(28, 64, rngs=nnx.Rngs(0))
-    >>> carry, logits = model(model.initialize_carry(batch_size=2), jnp.zeros((5, 2), jnp.int32))
-    >>> logits.shape
-    (5, 2, 28)
+      body: what the model's own `add_body` takes.
     """
 
     def __init__(
@@ -42,14 +36,12 @@ class RNNLM(nnx.Module):
         hidden_features: int,
         *,
         rngs: nnx.Rngs,
-        cell: str = "elman",
-        num_layers: int = 1,
         embed_dim: int = 0,
         dropout: float = 0.0,
         tie: bool = False,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
-        **cell_options: Any,
+        **body: Any,
     ):
         if tie and embed_dim != hidden_features:
             raise ValueError(f"a tied embedding has hidden_features = {hidden_features} entries; embed_dim={embed_dim}")
@@ -61,23 +53,79 @@ class RNNLM(nnx.Module):
             if embed_dim
             else None
         )
-        sizes = [embed_dim or vocab_size, *(num_layers - 1) * [hidden_features]]
-        layers = [
-            CELLS[cell](size, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **cell_options)
-            for size in sizes
-        ]
-        self.cell = layers[0] if num_layers == 1 else Stack(layers, dropout=dropout)
-        glorot = initializers.glorot_uniform()
+        self.add_body(embed_dim or vocab_size, hidden_features, param_dtype=param_dtype, rngs=rngs, **body)
         self.w_hq: Any = None if tie else nnx.Param(glorot(rngs.params(), (hidden_features, vocab_size), param_dtype))
         self.b_q = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
+
+    @abstractmethod
+    def add_body(self, *sizes: Any, **options: Any) -> None:
+        """Makes the parameters between the token vectors, of size D, and the output layer, which reads H numbers."""
+
+    @abstractmethod
+    def initialize_carry(self, batch_size: int) -> Any:
+        """What is carried from token to token, as it is before the first."""
+
+    @abstractmethod
+    def states(self, carry: Any) -> dict[str, list[Array]]:
+        """The recurrent state in a carry, by its letter: the h (and, of LSTM cells, the c) of all layers."""
+
+    @abstractmethod
+    def hidden(
+        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None, return_carries: bool = False
+    ) -> tuple[Any, Float[Array, "T B H"]]:
+        """Token ids → the carry after the last of them (or after each, stacked), and every hidden layer H_t."""
 
     @property
     def vocab_size(self) -> int:
         return self.b_q.shape[0]
 
+    @property
+    def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def output(self, h: Float[Array, "*batch H"]) -> Float[Array, "*batch V"]:
+        """The output layer, equations (8.4.4) and (8.4.6): O = H w_hq + b_q."""
+        w_hq = self.embedding[...].T if self.w_hq is None else self.w_hq[...]
+        return product(h, w_hq, self.dtype) + self.b_q[...]
+
+    def __call__(
+        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None
+    ) -> tuple[Any, Float[Array, "T B V"]]:
+        """Token ids → the carry after the last of them, and the logits of each one's successor.
+
+        A key turns dropout on, which is for training.
+        """
+        carry, h = self.hidden(carry, tokens, key=key)
+        return carry, self.output(h)
+
+
+class RNNLM(LanguageModel):
+    """The recurrent language model, equations (8.4.5) and (8.4.6).
+
+    Args, beside those of `LanguageModel`:
+      cell: the name of the recurrent cell.
+      num_layers: recurrent layers, one above the other.
+      cell_options: what else the cells' constructor takes.
+
+    >>> model = RNNLM(28, 64, rngs=nnx.Rngs(0))
+    >>> carry, logits = model(model.initialize_carry(batch_size=2), jnp.zeros((5, 2), jnp.int32))
+    >>> logits.shape
+    (5, 2, 28)
+    """
+
+    def add_body(
+        self, in_features: int, hidden_features: int, *, cell: str = "elman", num_layers: int = 1, **cell_options: Any
+    ) -> None:
+        sizes = [in_features, *(num_layers - 1) * [hidden_features]]
+        layers = [CELLS[cell](size, hidden_features, dtype=self.dtype, **cell_options) for size in sizes]
+        self.cell = layers[0] if num_layers == 1 else Stack(layers, dropout=self.dropout)
+
     def initialize_carry(self, batch_size: int) -> Any:
         """The state before the first token: zeros."""
         return self.cell.initialize_carry((batch_size, 1))
+
+    def states(self, carry: Any) -> dict[str, list[Array]]:
+        return states_by_letter(carry)
 
     def hidden(
         self,
@@ -85,9 +133,9 @@ class RNNLM(nnx.Module):
         tokens: Int[Array, "T B"],
         *,
         key: Array | None = None,
+        return_carries: bool = False,
         truncation: Truncation | None = None,
         remat: int | Literal["sqrt"] | None = None,
-        return_carries: bool = False,
     ) -> tuple[Any, Float[Array, "T B H"]]:
         """Token ids → the state after the last of them (or after each, stacked), and every hidden state H_t."""
         inputs = tokens if self.embedding is None else self.embedding[tokens]
@@ -97,17 +145,83 @@ class RNNLM(nnx.Module):
             h = dropped(h, self.dropout, jax.random.fold_in(key, 0))  # between the layers: 1, 2, …
         return carry, h
 
-    def output(self, h: Float[Array, "*batch H"]) -> Float[Array, "*batch V"]:
-        """The output layer: O = H w_hq + b_q."""
-        w_hq = self.embedding[...].T if self.w_hq is None else self.w_hq[...]
-        return product(h, w_hq, self.dtype) + self.b_q[...]
 
-    def __call__(
-        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None
-    ) -> tuple[Any, Float[Array, "T B V"]]:
-        """Token ids → the state after the last of them, and the logits of each one's successor.
+class MLPLM(LanguageModel):
+    """The language model without a hidden state, equations (8.4.3) and (8.4.4), over the last n − 1 tokens:
 
-        A key turns dropout on, which is for training.
-        """
-        carry, h = self.hidden(carry, tokens, key=key)
-        return carry, self.output(h)
+        H = φ(X w_xh + b_h)
+
+    X [(n−1)·D] is the vectors of x_{t−n+2}, …, x_t side by side; where there is no such token yet, zeros. The carry is
+    the n − 2 tokens before the next, [B, n−2], −1 where there is none.
+
+    Reference: Bengio, Ducharme, Vincent, Jauvin, A neural probabilistic language model, JMLR 3, 2003.
+
+    Args, beside those of `LanguageModel`:
+      context: n − 1, the tokens that are looked at.
+      activation: φ, "tanh", "relu" or "identity".
+
+    >>> model = MLPLM(28, 64, context=3, embed_dim=16, rngs=nnx.Rngs(0))
+    >>> model.w_xh.shape
+    (48, 64)
+    """
+
+    def add_body(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: Dtype,
+        context: int,
+        activation: str = "tanh",
+        kernel_init: Initializer = glorot,
+        bias_init: Initializer = zeros,
+    ) -> None:
+        self.context = context
+        self.activation = activation
+        self.w_xh = nnx.Param(kernel_init(rngs.params(), (context * in_features, hidden_features), param_dtype))
+        self.b_h = nnx.Param(bias_init(rngs.params(), (hidden_features,), param_dtype))
+
+    def initialize_carry(self, batch_size: int) -> Int[Array, "B K"]:
+        """The tokens before the first: there are none."""
+        return jnp.full((batch_size, self.context - 1), -1, jnp.int32)
+
+    def states(self, carry: Any) -> dict[str, list[Array]]:
+        """None: tokens are no state."""
+        return {}
+
+    def hidden(
+        self,
+        carry: Int[Array, "B K"],
+        tokens: Int[Array, "T B"],
+        *,
+        key: Array | None = None,
+        return_carries: bool = False,
+    ) -> tuple[Int[Array, "*T B K"], Float[Array, "T B H"]]:
+        """Token ids → the tokens before the next one (or at each step, stacked), and every hidden layer H_t."""
+        steps = len(tokens)
+        read = jnp.concatenate([carry.T, tokens])  # [n−2+T, B]: at step t those from t to t + n − 2 are looked at
+        windows = [slice(i, i + steps) for i in range(self.context)]
+
+        def rows_of(table: Float[Array, "V N"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch N"]:
+            return jnp.where(ids[..., None] >= 0, table[ids], 0)
+
+        if self.embedding is not None:
+            x = rows_of(self.embedding[...], read)
+            x = jnp.concatenate([x[window] for window in windows], axis=-1)
+            z = product(x, self.w_xh[...], self.dtype) + self.b_h[...]
+        else:  # the rows that the product with one-hot vectors would pick
+            w_xh = self.w_xh[...].astype(self.dtype or self.w_xh.dtype).astype(self.w_xh.dtype)
+            tables = jnp.split(w_xh, self.context)
+            picked = [rows_of(table, read[window]) for table, window in zip(tables, windows, strict=True)]
+            z = sum(picked, start=self.b_h[...])
+        h = ACTIVATIONS[self.activation](z)
+        if key is not None:
+            h = dropped(h, self.dropout, jax.random.fold_in(key, 0))
+        if return_carries:
+            after = read[1 + jnp.arange(steps)[:, None] + jnp.arange(self.context - 1)]  # [T, n−2, B]
+            return after.swapaxes(1, 2), h
+        return read[steps:].T, h
+
+
+MODELS = {"rnn": RNNLM, "mlp": MLPLM}

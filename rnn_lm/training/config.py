@@ -66,11 +66,17 @@ FIELDS = {
         0.05, "share of the text for validation, between train and test", low=1e-9, high=0.5
     ),
     "corpus.test_fraction": Field(0.05, "share of the text for the test, its end; 0: no test split", high=0.49),
-    "model.cell": Field("elman", "the recurrent cell", names=("elman", "gru", "lstm")),
+    "model.kind": Field(
+        "rnn",
+        "rnn, which carries a state from token to token, or mlp: one hidden layer over the last few tokens",
+        names=("rnn", "mlp"),
+    ),
+    "model.cell": Field("elman", "the recurrent cell, of rnn only", names=("elman", "gru", "lstm")),
+    "model.context": Field(8, "n − 1: how many tokens the mlp looks at", low=1),
     "model.num_hiddens": Field(256, "H: hidden units of each layer", low=1),
     "model.num_layers": Field(1, "recurrent layers, one above the other", low=1),
-    "model.embed_dim": Field(0, "size of learned token vectors; 0: the cell's weights read token ids themselves"),
-    "model.activation": Field("tanh", "φ of the Elman cell", names=("tanh", "relu", "identity")),
+    "model.embed_dim": Field(0, "size of learned token vectors; 0: the hidden layer reads token ids themselves"),
+    "model.activation": Field("tanh", "φ of the Elman cell and of the mlp", names=("tanh", "relu", "identity")),
     "model.dropout": Field(
         0.0, "share of units dropped of what each layer hands on, the output layer's input included; 0: none", high=0.99
     ),
@@ -80,7 +86,7 @@ FIELDS = {
         "float32", "what matrix products are computed in; all else is float32", names=("float32", "bfloat16")
     ),
     "model.initial_radius": Field(
-        1.0, "W_hh starts as a random orthogonal matrix (one a gate) times this, its spectral radius"
+        1.0, "W_hh, of rnn only, starts as a random orthogonal matrix (one a gate) times this, its spectral radius"
     ),
     "truncation.kind": Field(
         "none",
@@ -177,7 +183,11 @@ def check_config(config: ConfigDict) -> None:
             raise UserError(f"config.{name} is {value}; it must be {bound}")
     if config.optimizer.momentum and config.optimizer.name != "sgd":
         raise UserError(f"config.optimizer.momentum is of sgd only; set it to 0 for {config.optimizer.name}")
-    if config.model.activation != FIELDS["model.activation"].default and config.model.cell != "elman":
+    if config.model.kind == "mlp":
+        for name in ("model.num_layers", "model.layer_norm", "remat", "truncation.kind"):
+            if get_field(config, name) != FIELDS[name].default:
+                raise UserError(f"config.{name} is of recurrent layers; leave it out for model.kind mlp")
+    elif config.model.activation != FIELDS["model.activation"].default and config.model.cell != "elman":
         raise UserError(f"config.model.activation is of the elman cell only; leave it out for {config.model.cell}")
     if config.model.tie and config.model.embed_dim != config.model.num_hiddens:
         raise UserError(

@@ -26,7 +26,7 @@ from rnn_lm.inference.generate import generate
 from rnn_lm.interrupts import Pending, Stopped, deferred_signals
 from rnn_lm.keys import named_key
 from rnn_lm.nn import native
-from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.models import LanguageModel
 from rnn_lm.training.baselines import fit_ngram
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
 from rnn_lm.training.config import check_config, tokens_per_step
@@ -48,8 +48,10 @@ EVAL_STREAMS = 32  # parallel streams of an evaluation while training
 SAMPLE_PROMPT, SAMPLE_LENGTH = 32, 300  # tokens
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | Path, *, started: float = rnn_lm.STARTED) -> dict[str, Any]:
     """Trains the model that `config` describes in the folder `workdir`; goes on where an earlier call stopped.
+
+    The seconds in its summary count from `started`, a `time.perf_counter()`; by default the start of the process.
 
     Returns:
       The run's summary, as in its `summary.json`. A finished run returns it at once.
@@ -61,17 +63,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     workdir = Path(workdir)
     check_config(config)
-    if jax.default_backend() == "cpu":
+    if config.model.kind == "rnn" and jax.default_backend() == "cpu":
         threading.Thread(target=native.build).start()  # this early it is ready when the first step is traced
     corpus = load_corpus(**config.corpus)
-    batches = Batches.of(
-        corpus.train.ids,
-        batch_size=config.batch_size,
-        segment_length=config.segment_length,
-        partition=config.partition,
-        stride=config.truncation.update_every,
-        seed=config.seed,
-    )
+    batches = batches_of(config, corpus)
     check_folder(workdir, config, corpus)
     summary = read_summary(workdir)
     if summary is not None and summary["steps"] >= config.steps:
@@ -87,7 +82,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         over = threading.Event()
         in_the_end.callback(over.set)  # nobody waits for the counts any more
         with deferred_signals() as pending:
-            with closing(Trainer(config, workdir, corpus, batches)) as trainer:
+            with closing(Trainer(config, workdir, corpus, batches, started)) as trainer:
                 counting = beside.submit(fit_ngram, workdir, corpus, over.is_set)
                 trainer.run(pending)
             if pending.signum:
@@ -104,12 +99,25 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             config,
             corpus,
             ngram,
+            started=started,
             seconds_to_first_step=trainer.seconds_to_first_step,
             tokens_per_second=trainer.tokens_per_second(),
         )
     summary = read_summary(workdir)
     assert summary is not None
     return summary
+
+
+def batches_of(config: ConfigDict, corpus: Corpus) -> Batches:
+    """What the steps of a run train on."""
+    return Batches.of(
+        corpus.train.ids,
+        batch_size=config.batch_size,
+        segment_length=config.segment_length,
+        partition=config.partition,
+        stride=config.truncation.update_every,
+        seed=config.seed,
+    )
 
 
 def _check_memory(state: TrainState) -> None:
@@ -147,8 +155,9 @@ class Best:
 class Trainer:
     """A run in progress: its state on the device, its record on disk, and the loop between them."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, corpus: Corpus, batches: Batches):
+    def __init__(self, config: ConfigDict, workdir: Path, corpus: Corpus, batches: Batches, started: float):
         self.config = config
+        self._started = started
         self.workdir = workdir
         self.corpus = corpus
         make = partial(make_model, config, len(corpus.vocabulary))
@@ -229,7 +238,7 @@ class Trainer:
         steps = int(self.state.step) - self.first_step - 1
         return self._tokens(steps) / self.busy_seconds if self.busy_seconds else None
 
-    def model(self) -> RNNLM:
+    def model(self) -> LanguageModel:
         """The model with the weights of the current step."""
         return nnx.merge(self.graphdef, self.state.params)
 
@@ -254,7 +263,7 @@ class Trainer:
         seconds, step = time.perf_counter() - launched, int(report["step"])
         first = self.seconds_to_first_step is None
         if first:
-            self.seconds_to_first_step = time.perf_counter() - rnn_lm.STARTED
+            self.seconds_to_first_step = time.perf_counter() - self._started
         else:
             self.busy_seconds += seconds
             self._line_steps += step - start

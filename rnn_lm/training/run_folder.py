@@ -17,7 +17,7 @@ from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
 from rnn_lm.files import temporary_name, write_json
 from rnn_lm.keys import named_key
-from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.models import MODELS, LanguageModel
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
 from rnn_lm.training.config import FIELDS, complete_config, get_field
 
@@ -34,37 +34,49 @@ CONFIG, VOCABULARY, METRICS, SAMPLES, SUMMARY, NGRAM, CHECKPOINTS = (
 MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every")
 
 
-def make_model(config: ConfigDict, vocab_size: int) -> RNNLM:
+def make_model(config: ConfigDict, vocab_size: int) -> LanguageModel:
     """The model that a config describes, with its initial weights."""
-    return RNNLM(
+    body: dict[str, Any]
+    if config.model.kind == "mlp":
+        body = {"context": config.model.context}
+    else:
+        body = {
+            "cell": config.model.cell,
+            "num_layers": config.model.num_layers,
+            "layer_norm": config.model.layer_norm,
+            "recurrent_init": nnx.initializers.orthogonal(config.model.initial_radius),
+        }
+    if config.model.kind == "mlp" or config.model.cell == "elman":
+        body["activation"] = config.model.activation
+    return MODELS[config.model.kind](
         vocab_size,
         config.model.num_hiddens,
-        cell=config.model.cell,
-        num_layers=config.model.num_layers,
         embed_dim=config.model.embed_dim,
         dropout=config.model.dropout,
         tie=config.model.tie,
-        layer_norm=config.model.layer_norm,
         dtype=config.model.dtype,
-        recurrent_init=nnx.initializers.orthogonal(config.model.initial_radius),
-        **({"activation": config.model.activation} if config.model.cell == "elman" else {}),
         rngs=nnx.Rngs(params=named_key(config.seed, "params")),
+        **body,
     )
 
 
-def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
-    """Raises UserError where `workdir` cannot be the folder of this run: it is to be absent, empty, or this run's."""
+def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus, *, named: Path | None = None) -> None:
+    """Raises UserError where `workdir` cannot be the folder of this run: it is to be absent, empty, or this run's.
+
+    `named` is the --workdir that was given, where the run's folder is one of those in it.
+    """
+    free = _free(named or workdir)
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder, such as {_free(workdir)}")
+        raise UserError(f"--workdir={workdir} is a file; give a folder, such as {free}")
     if (workdir / CONFIG).exists():
         if different := _differences(workdir, config, corpus):
             raise UserError(
                 f"--workdir={workdir} belongs to another config: {'; '.join(different)}; "
-                f"give a free folder, such as --workdir={_free(workdir)}"
+                f"give a free folder, such as --workdir={free}"
             )
     elif workdir.is_dir() and set(workdir.iterdir()) - {temporary_name(workdir / CONFIG)}:
         raise UserError(
-            f"--workdir={workdir} holds other things than a run; give a free folder, such as --workdir={_free(workdir)}"
+            f"--workdir={workdir} holds other things than a run; give a free folder, such as --workdir={free}"
         )
 
 
@@ -138,7 +150,7 @@ def read_config(workdir: Path) -> tuple[ConfigDict, str]:
         raise UserError(f"{workdir / CONFIG} is not the config of a run; give another --workdir") from error
 
 
-def load(workdir: str | Path) -> tuple[RNNLM, Vocabulary]:
+def load(workdir: str | Path) -> tuple[LanguageModel, Vocabulary]:
     """A trained run: its model, with the weights of the best checkpoint by validation loss, and its vocabulary.
 
     >>> model, vocabulary = load("runs/char")  # doctest: +SKIP
@@ -153,7 +165,7 @@ def load(workdir: str | Path) -> tuple[RNNLM, Vocabulary]:
     return model, vocabulary
 
 
-def load_checkpoint(workdir: Path, config: ConfigDict, vocab_size: int) -> tuple[RNNLM, int, int]:
+def load_checkpoint(workdir: Path, config: ConfigDict, vocab_size: int) -> tuple[LanguageModel, int, int]:
     """The model of a run's best checkpoint (the latest, where none was evaluated), its step and the latest's step."""
     with closing(Checkpoints(workdir / CHECKPOINTS, read_only=True)) as checkpoints:
         steps = checkpoints.steps()

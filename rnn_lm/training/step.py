@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from rnn_lm.data.batches import Batches
 from rnn_lm.nn.losses import cross_entropy
-from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.models import LanguageModel
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
 from rnn_lm.training.optimizers import Numbers, clip_limit, learning_rate, make_optimizer
 
@@ -60,7 +60,7 @@ class TrainState:
     finite: Bool[Array, ""]  # False once a loss or a gradient was not
 
     @classmethod
-    def create(cls, model: RNNLM, optimizer: str, batch_size: int) -> "TrainState":
+    def create(cls, model: LanguageModel, optimizer: str, batch_size: int) -> "TrainState":
         params = nnx.state(model, nnx.Param)
         zeros = dict.fromkeys(("clip_norm", "weight_decay", "momentum"), jnp.float32(0))
         opt_state = make_optimizer(optimizer, zeros, jnp.float32(0)).init(params)
@@ -96,6 +96,7 @@ def train_steps(
     def loss_fn(params, carry, inputs, labels, keys):
         model = nnx.merge(graphdef, params)
         options = {"truncation": TRUNCATIONS[truncation](truncation_steps, numbers, keys), "remat": remat or None}
+        options = {name: option for name, option in options.items() if option is not None}  # an MLP has none
         carries, h = model.hidden(carry, inputs, key=keys.get("dropout"), return_carries=True, **options)
         # The next window starts where this one's new tokens did, so many steps further.
         carry = jax.tree.map(lambda c: c[new - 1], carries)

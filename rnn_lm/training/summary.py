@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 from ml_collections import ConfigDict
 
 import rnn_lm
 from rnn_lm.data.corpus import Corpus
+from rnn_lm.errors import load_plots
 from rnn_lm.files import write_json
 from rnn_lm.inference.evaluate import evaluate, figures, runs_away
 from rnn_lm.ngram import NGramLM
@@ -31,6 +31,7 @@ def write_summary(
     corpus: Corpus,
     ngram: NGramLM,
     *,
+    started: float,
     seconds_to_first_step: float | None,
     tokens_per_second: float | None,
 ) -> None:
@@ -41,7 +42,7 @@ def write_summary(
         "steps": steps,
         "best_step": best_step,
         "tokens": steps * tokens_per_step(config),
-        "num_params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        "num_params": model.num_params,
         "seconds_to_first_step": seconds_to_first_step,
         "wall_seconds": None,
         "tokens_per_second": tokens_per_second,
@@ -72,20 +73,17 @@ def write_summary(
             }
     summary["baselines"] = score_baselines(ngram, corpus, corpus.test if "test" in summary else corpus.valid)
     _draw(workdir, lines, summary)
-    summary["wall_seconds"] = time.perf_counter() - rnn_lm.STARTED
+    summary["wall_seconds"] = time.perf_counter() - started
     write_json(workdir / SUMMARY, summary)
 
 
 def _draw(workdir: Path, lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    try:
-        from rnn_lm.plots import learning_curve
-    except ImportError:
-        print("no plots: pip install 'rnn_lm[plots]' draws them", file=sys.stderr)
+    if (plots := load_plots()) is None:
         return
     name = "test" if "test" in summary else "valid"
     result, baselines = summary[name], summary["baselines"]
     names = {name: f"{baselines['ngram']['order']}-gram" if name == "ngram" else name for name in baselines}
-    learning_curve(
+    plots.learning_curve(
         workdir / "plots" / "learning_curve.png",
         lines,
         {f"{names[name]} model": value["perplexity"] for name, value in baselines.items()},

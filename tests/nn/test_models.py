@@ -6,7 +6,7 @@ from flax import nnx
 
 from rnn_lm.nn.cells import LSTMState, dropped
 from rnn_lm.nn.losses import cross_entropy
-from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.models import MLPLM, RNNLM
 from rnn_lm.nn.recurrence import unroll
 from tests.reference import forward, numpy_params, real_time_recurrent_learning
 
@@ -97,3 +97,56 @@ def test_backpropagation_through_time_equals_real_time_recurrent_learning():
         for name, value in expected.items():
             got = grads[name] if name in grads else grads["cell"][name]
             np.testing.assert_allclose(got[...], value, rtol=1e-10, atol=1e-12)
+
+
+def mlp(context=3, embed_dim=4, **options):
+    return MLPLM(
+        7, 5, context=context, embed_dim=embed_dim, rngs=nnx.Rngs(0), bias_init=nnx.initializers.normal(1.0), **options
+    )
+
+
+@pytest.mark.parametrize("context, embed_dim", [(1, 0), (1, 4), (3, 0), (3, 4), (9, 4)])
+def test_an_mlp_equals_a_numpy_loop(context, embed_dim):
+    model = mlp(context, embed_dim)
+    vectors = np.eye(7) if model.embedding is None else np.asarray(model.embedding[...], np.float64)
+    w_xh, b_h, w_hq, b_q = (np.asarray(p[...], np.float64) for p in (model.w_xh, model.b_h, model.w_hq, model.b_q))
+    expected = np.zeros((6, 2, 7))
+    for t in range(6):
+        for n in range(2):
+            x = [vectors[TOKENS[s, n]] if s >= 0 else np.zeros(vectors.shape[1]) for s in range(t - context + 1, t + 1)]
+            expected[t, n] = np.tanh(np.concatenate(x) @ w_xh + b_h) @ w_hq + b_q
+    _, logits = model(model.initialize_carry(2), TOKENS)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("context", [1, 3, 9])
+def test_an_mlp_carries_the_tokens_before(context):
+    model = mlp(context)
+    last, logits = model(model.initialize_carry(2), TOKENS)
+    carries, _ = model.hidden(model.initialize_carry(2), TOKENS, return_carries=True)
+    np.testing.assert_array_equal(carries[-1], last)
+    carry, parts = model.initialize_carry(2), []
+    for step, size in [(0, 1), (1, 1), (2, 4)]:
+        carry, part = model(carry, TOKENS[step : step + size])
+        np.testing.assert_array_equal(carry, carries[step + size - 1])
+        parts.append(part)
+    np.testing.assert_allclose(np.concatenate(parts), logits, rtol=1e-5, atol=1e-6)
+
+
+def test_an_mlp_looks_at_its_context_and_no_further():
+    model = mlp(context=3)
+    _, logits = model(model.initialize_carry(2), TOKENS)
+    _, changed = model(model.initialize_carry(2), TOKENS.at[1, 0].set((TOKENS[1, 0] + 1) % 7))
+    np.testing.assert_array_equal((logits != changed).any(-1), [[1 <= t <= 3, False] for t in range(6)])
+
+
+def test_an_mlp_has_the_options_of_the_other_models():
+    model = mlp(dropout=0.5, activation="relu", dtype="bfloat16", embed_dim=5, tie=True)
+    carry = model.initialize_carry(2)
+    _, h = model.hidden(carry, TOKENS)
+    assert (h >= 0).all() and model.w_hq is None and model.states(carry) == {}
+    key = jax.random.key(3)
+    np.testing.assert_array_equal(model.hidden(carry, TOKENS, key=key)[1], dropped(h, 0.5, jax.random.fold_in(key, 0)))
+    for embed_dim in (0, 4):
+        (_, low), (_, full) = (mlp(embed_dim=embed_dim, dtype=d).hidden(carry, TOKENS) for d in ("bfloat16", None))
+        assert low.dtype == jnp.float32 and 0 < np.abs(low - full).max() < 0.05

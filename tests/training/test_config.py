@@ -11,6 +11,7 @@ from rnn_lm.data.corpus import SOURCES
 from rnn_lm.data.vocabulary import NORMALIZE, TOKENIZE
 from rnn_lm.errors import UserError
 from rnn_lm.nn.cells import ACTIVATIONS, CELLS
+from rnn_lm.nn.models import MODELS
 from rnn_lm.training.config import FIELDS, check_config, complete_config, default_config, load_config, set_field
 from rnn_lm.training.optimizers import OPTIMIZERS, SCHEDULES
 from rnn_lm.training.step import TRUNCATIONS
@@ -25,6 +26,7 @@ def test_the_names_in_the_table_are_those_that_the_code_looks_up():
         "corpus.source": SOURCES,
         "corpus.tokens": TOKENIZE,
         "corpus.normalize": NORMALIZE,
+        "model.kind": MODELS,
         "model.cell": CELLS,
         "model.activation": ACTIVATIONS,
         "model.dtype": ["float32", "bfloat16"],
@@ -141,6 +143,21 @@ def test_an_activation_is_of_the_elman_cell_only():
     config = complete_config({"model": {"cell": "gru", "activation": "relu"}})
     with pytest.raises(UserError, match="config.model.activation is of the elman cell only; leave it out for gru"):
         check_config(config)
+
+
+@pytest.mark.parametrize(
+    "given, field",
+    [
+        ({"model": {"kind": "mlp", "num_layers": 2}}, "model.num_layers"),
+        ({"model": {"kind": "mlp", "layer_norm": True}}, "model.layer_norm"),
+        ({"model": {"kind": "mlp"}, "remat": 4}, "remat"),
+        ({"model": {"kind": "mlp"}, "truncation": {"kind": "segment", "steps": 4}}, "truncation.kind"),
+    ],
+)
+def test_what_recurrent_layers_have_an_mlp_has_not(given, field):
+    with pytest.raises(UserError, match=f"config.{field} is of recurrent layers; leave it out for model.kind mlp"):
+        check_config(complete_config(given))
+    check_config(complete_config({"model": {"kind": "mlp", "cell": "gru", "activation": "relu"}}))
 
 
 def test_a_config_need_not_be_complete_and_whole_numbers_may_be_floats():

@@ -100,9 +100,16 @@ def test_ngrams_are_counted_once_and_again_where_the_file_is_damaged(run_folder,
     assert fit_ngram(tmp_path, corpus, lambda: True) is None and not kept.exists()
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
-def test_stopped_twice_and_started_again_it_is_the_same_run(tmp_path, text_file, monkeypatch, schedule):
-    config = small_config(text_file, optimizer__schedule=schedule, optimizer__patience=0, save_every=0)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer__schedule": "cosine"},
+        {"optimizer__schedule": "plateau", "optimizer__patience": 0},
+        {"model__kind": "mlp", "model__embed_dim": 4},
+    ],
+)
+def test_stopped_twice_and_started_again_it_is_the_same_run(tmp_path, text_file, monkeypatch, changes):
+    config = small_config(text_file, save_every=0, **changes)
     train(config, tmp_path / "through")
     for step, signum in [(13, signal.SIGTERM), (40, signal.SIGINT)]:
         with monkeypatch.context() as patch:
