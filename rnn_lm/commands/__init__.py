@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "how well a trained model predicts a text",
     "generate": "new text from a trained model",
     "inspect": "what gradients do in a trained model",
+    "compare": "n-grams, an MLP and three recurrent networks on one text",
 }
 OVERVIEW = """\
 Recurrent neural network language models.

@@ -1,0 +1,191 @@
+"""Rivals on one text and one budget: guessing, counting, an MLP without a state, and the recurrent networks."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from rnn_lm.data.corpus import Corpus, Split, load_corpus
+from rnn_lm.errors import UserError
+from rnn_lm.files import write_json
+from rnn_lm.inference.evaluate import MAX_LOGITS, figures
+from rnn_lm.ngram import MAX_ORDER, NGramLM
+from rnn_lm.nn.losses import cross_entropy
+from rnn_lm.nn.models import LanguageModel
+from rnn_lm.training.baselines import MAX_NGRAM_TOKENS
+from rnn_lm.training.config import FIELDS, check_config, set_field
+from rnn_lm.training.loop import batches_of, train
+from rnn_lm.training.run_folder import check_folder, load, make_model
+
+RESULT = "compare.json"
+NETWORKS = ("mlp", "elman", "gru", "lstm")
+EMBED_DIM = 32  # of the MLP's token vectors, where the config has none
+MAX_CONTEXT = 128  # tokens, up to which the use of the context is measured
+WINDOWS, MAX_SCORES = 2**14, 2**30  # windows that are read for it, and numbers that come out, at most
+
+
+def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any] = lambda what: None) -> dict[str, Any]:
+    """Fits all rivals and scores them on the test text (validation, if there is none), as `compare.json` has it.
+
+    Each network is trained by `train` in a folder of its own, so what was interrupted goes on where it stopped.
+    `on_progress` is told what comes next.
+
+    Raises:
+      UserError: where the config, the text or the folder will not do; nothing is left behind then.
+      Diverged, Stopped: as `train` does.
+    """
+    configs = {name: config_of(config, name) for name in NETWORKS}
+    for member in configs.values():
+        check_config(member)
+    corpus = load_corpus(**config.corpus)
+    check_compare_folder(workdir)
+    for name, member in configs.items():  # before anything takes time
+        check_folder(workdir / name, member, corpus, named=workdir)
+        batches_of(member, corpus)
+    part = "test" if corpus.test.tokens else "valid"
+    split: Split = getattr(corpus, part)
+
+    ngrams = []
+    for row in score_ngrams(corpus, split):
+        on_progress(f"counted n-grams of order {row['order']}")
+        ngrams.append(row)
+    networks, contexts = [], {}
+    for number, (name, member) in enumerate(configs.items(), start=1):
+        on_progress(f"network {number} of {len(configs)}: {name}, in {workdir / name}")
+        summary = train(member, workdir / name, started=time.perf_counter())
+        networks.append(_network_row(name, member, summary, part))
+        contexts[name] = use_of_context(load(workdir / name)[0], split.ids, MAX_CONTEXT)
+    result = {
+        "split": part,
+        "tokens": split.tokens,
+        "unknown": split.unknown,
+        "carry": "one stream",
+        "seed": config.seed,
+        "train_tokens": networks[0]["train_tokens"],  # of each network
+        "corpus": summary["corpus"],
+        "device": summary["device"],
+        "versions": summary["versions"],
+        "models": [*_without_network(summary["baselines"], ngrams, corpus), *networks],
+        "ngrams": ngrams,
+        "by_context": contexts,
+        "num_params_by_order": num_params_by_order(configs, len(corpus.vocabulary)),
+    }
+    write_json(workdir / RESULT, result)
+    return result
+
+
+def config_of(config: ConfigDict, name: str) -> ConfigDict:
+    """The config of one network: the same data, budget, optimizer and units, another body."""
+    changes: dict[str, Any] = {"model.kind": "rnn", "model.cell": name}
+    dropped = [] if name == "elman" else ["model.activation"]
+    if name == "mlp":
+        changes = {"model.kind": "mlp", "model.embed_dim": config.model.embed_dim or EMBED_DIM}
+        changes["segment_length"] = config.truncation.update_every or config.segment_length  # so many tokens an update
+        dropped = ["model.num_layers", "model.layer_norm", "remat", *(f for f in FIELDS if f.startswith("truncation."))]
+    config = config.copy_and_resolve_references()
+    for field, value in changes.items() | {field: FIELDS[field].default for field in dropped}.items():
+        set_field(config, field, value)
+    return config
+
+
+def check_compare_folder(workdir: Path) -> None:
+    """Raises UserError where `workdir` holds other things than a comparison."""
+    if workdir.is_dir() and (others := {path.name for path in workdir.iterdir()} - {*NETWORKS, RESULT, "plots"}):
+        raise UserError(
+            f"--workdir={workdir} holds other things than a comparison, such as {min(others)}; give another"
+        )
+
+
+def score_ngrams(corpus: Corpus, split: Split) -> Iterator[dict[str, Any]]:
+    """Modified Kneser-Ney models of order 1, 2, … 10 on a split, each as soon as it is counted."""
+    ids, size = corpus.train.ids[:MAX_NGRAM_TOKENS], len(corpus.vocabulary)
+    started = time.perf_counter()
+    for model in NGramLM.fit_orders(ids, order=min(MAX_ORDER, len(ids)), vocab_size=size):
+        seconds = time.perf_counter() - started  # of all orders up to this one, which needs them
+        yield {
+            "order": model.order,
+            "context": model.order - 1,
+            "num_params": model.num_counts,
+            "num_possible": size**model.order,
+            **figures(model.nll(split.ids), split.tokens_per_character),
+            "valid_nll": model.nll(corpus.valid.ids),
+            "train_tokens": len(ids),
+            "train_seconds": seconds,
+            "tokens_per_second": len(ids) / seconds,
+        }
+
+
+def _without_network(
+    baselines: dict[str, Any], ngrams: list[dict[str, Any]], corpus: Corpus
+) -> Iterator[dict[str, Any]]:
+    """The rows of the models that are not trained; of the n-grams the best on the validation text."""
+    size = len(corpus.vocabulary)
+    yield {"name": "uniform", "context": 0, "num_params": 0} | baselines["uniform"]
+    yield {"name": "unigram", "context": 0, "num_params": size} | baselines["unigram"]
+    yield {"name": "ngram"} | min(ngrams, key=lambda row: row["valid_nll"])
+
+
+def _network_row(name: str, config: ConfigDict, summary: dict[str, Any], part: str) -> dict[str, Any]:
+    speed, tokens = summary["tokens_per_second"], summary["tokens"]
+    return {
+        "name": name,
+        **({"context": config.model.context} if name == "mlp" else {}),
+        "num_params": summary["num_params"],
+        **summary[part],
+        "train_tokens": tokens,
+        "train_seconds": tokens / speed if speed else None,  # compilation, evaluations and saving aside
+        "tokens_per_second": speed,
+    }
+
+
+def num_params_by_order(configs: dict[str, ConfigDict], vocab_size: int) -> dict[str, list[int | None]]:
+    """Over n = 1, 2, … 10: the n-grams that are possible, and each network's parameters if it reads n − 1 tokens."""
+    orders = range(1, MAX_ORDER + 1)
+    counts: dict[str, list[int | None]] = {"order": [*orders], "possible": [vocab_size**n for n in orders]}
+    for name, config in configs.items():
+        config = config.copy_and_resolve_references()
+        counts[name] = []
+        for n in orders:
+            config.model.context = max(n - 1, 1)
+            model = nnx.eval_shape(partial(make_model, config, vocab_size))
+            counts[name].append(None if name == "mlp" and n == 1 else model.num_params)
+    return counts
+
+
+def use_of_context(model: LanguageModel, ids: Int[np.ndarray, "N"], longest: int) -> dict[str, list[float]]:
+    """What k tokens of context are worth, k = 1 … `longest`: the mean nats of the token after them.
+
+    The model reads windows that are evenly spaced in the text, each from the initial state. Neighbouring k are taken
+    together, four groups from k to 2 k.
+    """
+    longest = min(longest, len(ids) - 1)
+    per_window = longest * model.vocab_size
+    count = max(1, min(WINDOWS, len(ids) - longest, MAX_SCORES // per_window))
+    at_once = max(1, min(count, MAX_LOGITS // per_window))
+    starts = np.linspace(0, len(ids) - 1 - longest, count // at_once * at_once).astype(int)
+    graphdef, params = nnx.split(model, nnx.Param)
+    parts = [
+        np.asarray(_nats_by_context(graphdef, params, ids[part + np.arange(longest + 1)[:, None]]), np.float64)
+        for part in starts.reshape(-1, at_once)
+    ]
+    nats = np.mean(parts, axis=0)
+    ends = np.unique(np.round(2 ** np.arange(0, np.log2(longest) + 0.25, 0.25)).clip(max=longest)).astype(int)
+    groups = np.split(np.arange(longest), ends[:-1])
+    return {
+        "context": [float(group.mean() + 1) for group in groups],
+        "nll": [float(nats[group].mean()) for group in groups],
+    }
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _nats_by_context(graphdef: nnx.GraphDef, params: nnx.State, windows: Int[Array, "L N"]) -> Float[Array, "T"]:
+    model = nnx.merge(graphdef, params)
+    _, logits = model(model.initialize_carry(windows.shape[1]), windows[:-1])
+    return cross_entropy(logits, windows[1:]).mean(1)

@@ -1,0 +1,91 @@
+"""A text's rivals side by side: python run.py compare --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+Guessing, counting (n-grams of order 1 to 10), an MLP over the last few tokens, and the recurrent networks Elman, GRU
+and LSTM, on one split; all networks with the same number of training tokens and units and the same optimizer. Each is
+a run in a folder of its own, DIR/mlp, DIR/elman, ..., for every other verb. Started again, it goes on where it stopped.
+DIR/compare.json has the results, DIR/plots/ the pictures.
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+
+from rnn_lm.commands.flags import FlagValues, config_of
+from rnn_lm.commands.train import number
+from rnn_lm.errors import load_plots
+from rnn_lm.training.progress import format_seconds
+
+NAMES = {"mlp": "MLP", "elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
+
+
+def define_flags(flags: FlagValues) -> None:
+    absl_flags.DEFINE_string("config", None, "the experiment: a Python file with get_config()", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "workdir",
+        None,
+        "the comparison's folder; runs/NAME-compare where it is not given, NAME being the config file's",
+        flag_values=flags,
+    )
+
+
+def run(flags: FlagValues) -> str:
+    config = config_of(flags)
+    workdir = Path(flags.workdir or Path("runs") / f"{Path(flags.config).stem}-compare")
+
+    from rnn_lm.analysis.compare import RESULT, compare
+
+    result = compare(config, workdir, lambda what: print(f"=== {what}", file=sys.stderr, flush=True))
+    pictures = _draw(workdir / "plots", result)
+    files = [str(workdir / RESULT), *map(str, pictures), f"{workdir}/{{{','.join(NAMES)}}}/, a run each"]
+    return "\n".join([describe(result), "", "Files: " + "\n       ".join(files)])
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The table, and what it says."""
+    models, corpus = {row["name"]: row for row in result["models"]}, result["corpus"]
+    ngram, size = models["ngram"], corpus["vocab_size"]
+    rows = [("uniform", models["uniform"]), ("unigram", models["unigram"])]
+    rows += [(f"{row['order']}-gram", row) for row in result["ngrams"][1:]]
+    rows += [(shown, models[name]) for name, shown in NAMES.items()]
+    lines = [
+        f"{corpus['source']}: {result['tokens']:,} tokens of the {result['split']} split, a vocabulary of {size}.",
+        f"Each network was trained on {result['train_tokens']:,} tokens (seed {result['seed']}), the n-grams were "
+        f"counted on {ngram['train_tokens']:,}.",
+        "",
+        f"  {'':<10}{'context':>10}{'numbers':>13}{'perplexity':>13}{'bits/char':>12}{'tokens/s':>12}{'training':>12}",
+        *(_line(shown, row) for shown, row in rows),
+        "",
+        "Context is how many tokens a prediction looks at; numbers are parameters, or n-grams that are stored.",
+        f"Of the n-grams, order {ngram['order']} is the best on the validation text: it stores "
+        f"{ngram['num_params']:,} of the",
+        f"{size}^{ngram['order']} = {ngram['num_possible']:.1e} possible ones. A recurrent network has as many numbers "
+        "over however many steps.",
+    ]
+    if away := [shown for name, shown in NAMES.items() if models[name]["runs_away"]]:
+        lines.append(f"Carried through so long a text the state runs away: {', '.join(away)}. See `evaluate`.")
+    # A loss that is not finite is null in a summary.
+    if behind := [shown for name, shown in NAMES.items() if not (models[name]["nll"] or math.inf) <= ngram["nll"]]:
+        lines.append(f"Counting still beats {', '.join(behind)}: more steps, or a longer text, may help.")
+    return "\n".join(lines)
+
+
+def _line(shown: str, row: dict[str, Any]) -> str:
+    speed, seconds = row.get("tokens_per_second"), row.get("train_seconds")
+    cells = [
+        f"  {shown:<10}{row.get('context', 'any'):>10}{row['num_params']:>13,}",
+        f"{number(row['perplexity'], 2):>13}{number(row['bits_per_char'], 3):>12}",
+        f"{f'{speed:,.0f}' if speed else '':>12}{format_seconds(seconds) if seconds else '':>12}",
+    ]
+    return "".join(cells).rstrip()
+
+
+def _draw(folder: Path, result: dict[str, Any]) -> list[Path]:
+    if (plots := load_plots()) is None:
+        return []
+    paths = [folder / f"{name}.png" for name in plots.COMPARISON]
+    for path in paths:
+        plots.COMPARISON[path.stem](path, result, NAMES)
+    return paths
