@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rnn_lm import RNNLM, Batches, ElmanCell, NGramLM, Vocabulary, cross_entropy, evaluate, unroll
+from rnn_lm import MLPLM, RNNLM, Batches, ElmanCell, NGramLM, Vocabulary, cross_entropy, evaluate, unroll
 from rnn_lm.inference.evaluate import figures
 
 V, H = 28, 6
@@ -15,10 +15,6 @@ normal = nnx.initializers.normal(1.0)
 
 def model_of(vocab_size=V, hidden=H):
     return RNNLM(vocab_size, hidden, rngs=nnx.Rngs(0), kernel_init=normal, bias_init=normal)
-
-
-def num_params(model):
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def test_ngram_parameters_multiply_by_the_vocabulary():
@@ -51,21 +47,27 @@ def test_8_4_2_the_state_is_a_function_of_the_input_and_the_state_before():
     np.testing.assert_allclose(last, h, atol=1e-6)
 
 
-def test_8_4_3_without_a_state_it_is_a_hidden_layer():
+def test_8_4_3_a_hidden_layer_without_a_state():
     """Equation (8.4.3): H = φ(X W_xh + b_h), with X of n × d and b_h broadcast over the n examples."""
-    cell = ElmanCell(4, H, rngs=nnx.Rngs(0), bias_init=normal)
-    x = jax.random.normal(jax.random.key(0), (3, 4))
-    expected = np.tanh(np.asarray(x) @ np.asarray(cell.w_xh[...]) + np.asarray(cell.b_h[...]))
-    np.testing.assert_allclose(cell(jnp.zeros((3, H)), x)[1], expected, atol=1e-6)
+    model = MLPLM(V, H, context=2, embed_dim=3, rngs=nnx.Rngs(0), bias_init=normal)
+    x = np.random.default_rng(0).integers(0, V, (2, 5))  # the two tokens before the one that is asked for, 5 times
+    _, h = model.hidden(model.initialize_carry(5), jnp.asarray(x))
+    embedding, w_xh, b_h = (np.asarray(p[...]) for p in (model.embedding, model.w_xh, model.b_h))
+    X = np.concatenate([embedding[x[0]], embedding[x[1]]], axis=1)
+    assert X.shape == (5, 6) and w_xh.shape == (6, H) and b_h.shape == (H,) and h[-1].shape == (5, H)
+    np.testing.assert_allclose(h[-1], np.tanh(X @ w_xh + b_h), atol=1e-6)
 
 
-def test_8_4_4_and_8_4_6_the_output_layer():
-    """Equations (8.4.4) and (8.4.6): O = H W_hq + b_q, n × q."""
-    model = model_of()
-    h = jax.random.normal(jax.random.key(0), (3, H))
-    expected = np.asarray(h) @ np.asarray(model.w_hq[...]) + np.asarray(model.b_q[...])
-    assert model.output(h).shape == (3, V)
-    np.testing.assert_allclose(model.output(h), expected, atol=1e-5)
+@pytest.mark.parametrize("model", [model_of(), MLPLM(V, H, context=2, rngs=nnx.Rngs(0))], ids=["8.4.6", "8.4.4"])
+def test_8_4_4_and_8_4_6_the_output_layer(model):
+    """Equations (8.4.4) and (8.4.6): O = H W_hq + b_q, n × q, with a state and without."""
+    model.b_q[...] = jnp.linspace(-1, 1, V)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (4, 3)))
+    _, h = model.hidden(model.initialize_carry(3), tokens)
+    _, o = model(model.initialize_carry(3), tokens)
+    w_hq, b_q = np.asarray(model.w_hq[...]), np.asarray(model.b_q[...])
+    assert h[0].shape == (3, H) and w_hq.shape == (H, V) and o[0].shape == (3, V)
+    np.testing.assert_allclose(o, np.asarray(h) @ w_hq + b_q, atol=1e-5)
 
 
 def test_8_4_5_the_hidden_layer_with_a_state():
@@ -88,12 +90,14 @@ def test_two_products_are_one_of_the_concatenation():
 
 
 def test_parameters_do_not_grow_with_time():
-    """The same parameters are used at every time step, so their number does not depend on T."""
+    """The same parameters are used at every time step, so their number does not depend on T; an MLP's does."""
     model = model_of()
-    assert num_params(model) == V * H + H * H + H + H * V + V
+    assert model.num_params == V * H + H * H + H + H * V + V
     for steps in (1, 10):
         carry, logits = model(model.initialize_carry(2), jnp.zeros((steps, 2), jnp.int32))
         assert logits.shape == (steps, 2, V) and carry.shape == (2, H)
+    of_contexts = [MLPLM(V, H, context=n, rngs=nnx.Rngs(0)).num_params for n in (1, 2, 3)]
+    assert np.diff(of_contexts).tolist() == [V * H, V * H]
 
 
 def test_labels_are_the_inputs_shifted_by_one():
