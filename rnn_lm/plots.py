@@ -248,7 +248,7 @@ def perplexity_by_context(path: Path, result: Mapping[str, Any], names: Mapping[
     _plain_ticks(axes.xaxis)
     _plain_ticks(axes.yaxis, subs=(1, 2, 3, 5))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, path)
 
 

@@ -61,8 +61,8 @@ def describe(result: dict[str, Any]) -> str:
         "Context is how many tokens a prediction looks at; numbers are parameters, or n-grams that are stored.",
         f"Of the n-grams, order {ngram['order']} is the best on the validation text: it stores "
         f"{ngram['num_params']:,} of the",
-        f"{size}^{ngram['order']} = {ngram['num_possible']:.1e} possible ones. A recurrent network has as many numbers "
-        "over however many steps.",
+        f"{size}^{ngram['order']} = {ngram['num_possible']:.1e} possible ones. A recurrent network has the same "
+        "numbers however far back it looks.",
     ]
     if away := [shown for name, shown in NAMES.items() if models[name]["runs_away"]]:
         lines.append(f"Carried through so long a text the state runs away: {', '.join(away)}. See `evaluate`.")
