@@ -1,10 +1,7 @@
 """What can go wrong by the user's hand, and what ends a run."""
 
 import difflib
-import importlib
-import sys
 from collections.abc import Iterable
-from types import ModuleType
 
 
 class UserError(ValueError):
@@ -21,12 +18,3 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" did you mean {close[0]!r}?" if close else ""
     return UserError(f"unknown {what} {name!r};{hint} known: {', '.join(known)}")
-
-
-def load_plots() -> ModuleType | None:
-    """The module that draws; where matplotlib is missing None, and a line that says so."""
-    try:
-        return importlib.import_module("rnn_lm.plots")
-    except ImportError:
-        print("no plots: pip install 'rnn_lm[plots]' draws them", file=sys.stderr)
-        return None

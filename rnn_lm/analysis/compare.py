@@ -1,7 +1,7 @@
 """Rivals on one text and one budget: guessing, counting, an MLP without a state, and the recurrent networks."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from ml_collections import ConfigDict
 
 from rnn_lm.data.corpus import Corpus, Split, load_corpus
 from rnn_lm.errors import UserError
-from rnn_lm.files import write_json
+from rnn_lm.files import temporary_name, write_json
 from rnn_lm.inference.evaluate import MAX_LOGITS, figures
 from rnn_lm.ngram import MAX_ORDER, NGramLM
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import LanguageModel
-from rnn_lm.training.baselines import MAX_NGRAM_TOKENS
-from rnn_lm.training.config import FIELDS, check_config, set_field
-from rnn_lm.training.loop import batches_of, train
-from rnn_lm.training.run_folder import check_folder, load, make_model
+from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS
+from rnn_lm.training.config import FIELDS, check_config, set_field, tokens_per_step
+from rnn_lm.training.loop import batches_of, check_memory, new_state, train
+from rnn_lm.training.run_folder import CONFIG, check_folder, free_folder, load, make_model, read_config
 
 RESULT = "compare.json"
 NETWORKS = ("mlp", "elman", "gru", "lstm")
@@ -35,7 +35,7 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any]
     """Fits all rivals and scores them on the test text (validation, if there is none), as `compare.json` has it.
 
     Each network is trained by `train` in a folder of its own, so what was interrupted goes on where it stopped.
-    `on_progress` is told what comes next.
+    `on_progress` is told what is done next.
 
     Raises:
       UserError: where the config, the text or the folder will not do; nothing is left behind then.
@@ -46,20 +46,16 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any]
         check_config(member)
     corpus = load_corpus(**config.corpus)
     check_compare_folder(workdir)
-    for name, member in configs.items():  # before anything takes time
-        check_folder(workdir / name, member, corpus, named=workdir)
-        batches_of(member, corpus)
+    for name, member in configs.items():
+        check_member(workdir / name, member, corpus)
     part = "test" if corpus.test.tokens else "valid"
     split: Split = getattr(corpus, part)
 
-    ngrams = []
-    for row in score_ngrams(corpus, split):
-        on_progress(f"counted n-grams of order {row['order']}")
-        ngrams.append(row)
+    ngrams, counted = score_ngrams(corpus, split, on_progress)
     networks, contexts = [], {}
     for number, (name, member) in enumerate(configs.items(), start=1):
         on_progress(f"network {number} of {len(configs)}: {name}, in {workdir / name}")
-        summary = train(member, workdir / name, started=time.perf_counter())
+        summary = train(member, workdir / name, started=time.perf_counter(), ngram=counted)
         networks.append(_network_row(name, member, summary, part))
         contexts[name] = use_of_context(load(workdir / name)[0], split.ids, MAX_CONTEXT)
     result = {
@@ -87,7 +83,7 @@ def config_of(config: ConfigDict, name: str) -> ConfigDict:
     dropped = [] if name == "elman" else ["model.activation"]
     if name == "mlp":
         changes = {"model.kind": "mlp", "model.embed_dim": config.model.embed_dim or EMBED_DIM}
-        changes["segment_length"] = config.truncation.update_every or config.segment_length  # so many tokens an update
+        changes["segment_length"] = tokens_per_step(config) // config.batch_size
         dropped = ["model.num_layers", "model.layer_norm", "remat", *(f for f in FIELDS if f.startswith("truncation."))]
     config = config.copy_and_resolve_references()
     for field, value in changes.items() | {field: FIELDS[field].default for field in dropped}.items():
@@ -96,30 +92,61 @@ def config_of(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def check_compare_folder(workdir: Path) -> None:
-    """Raises UserError where `workdir` holds other things than a comparison."""
-    if workdir.is_dir() and (others := {path.name for path in workdir.iterdir()} - {*NETWORKS, RESULT, "plots"}):
+    """Raises UserError where `workdir` is something else than a comparison's folder, or none yet."""
+    free = free_folder(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a folder, such as {free}")
+    ours = {*NETWORKS, RESULT, temporary_name(workdir / RESULT).name, "plots"}
+    if workdir.is_dir() and (others := {path.name for path in workdir.iterdir()} - ours):
         raise UserError(
-            f"--workdir={workdir} holds other things than a comparison, such as {min(others)}; give another"
+            f"--workdir={workdir} holds other things than a comparison, such as {min(others)}; "
+            f"give a free folder, such as --workdir={free}"
         )
 
 
-def score_ngrams(corpus: Corpus, split: Split) -> Iterator[dict[str, Any]]:
-    """Modified Kneser-Ney models of order 1, 2, … 10 on a split, each as soon as it is counted."""
+def check_member(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
+    """Raises UserError for what would stop a network's training, before anything takes time."""
+    check_folder(workdir, config, corpus, named=workdir.parent)
+    batches_of(config, corpus)
+    check_memory(jax.eval_shape(partial(new_state, config, len(corpus.vocabulary))))
+    if (workdir / CONFIG).exists() and (steps := read_config(workdir)[0].steps) > config.steps:
+        raise UserError(
+            f"--workdir={workdir.parent} compares after {steps} steps; give --config.steps of at least that, or a free "
+            f"folder, such as --workdir={free_folder(workdir.parent)}"
+        )
+
+
+def score_ngrams(
+    corpus: Corpus, split: Split, on_progress: Callable[[str], Any]
+) -> tuple[list[dict[str, Any]], NGramLM]:
+    """Modified Kneser-Ney models of order 1 to 10 on a split; and the one that a run keeps."""
     ids, size = corpus.train.ids[:MAX_NGRAM_TOKENS], len(corpus.vocabulary)
-    started = time.perf_counter()
-    for model in NGramLM.fit_orders(ids, order=min(MAX_ORDER, len(ids)), vocab_size=size):
-        seconds = time.perf_counter() - started  # of all orders up to this one, which needs them
-        yield {
-            "order": model.order,
-            "context": model.order - 1,
-            "num_params": model.num_counts,
-            "num_possible": size**model.order,
-            **figures(model.nll(split.ids), split.tokens_per_character),
-            "valid_nll": model.nll(corpus.valid.ids),
-            "train_tokens": len(ids),
-            "train_seconds": seconds,
-            "tokens_per_second": len(ids) / seconds,
-        }
+    top = min(MAX_ORDER, len(ids))
+    models = NGramLM.fit_orders(ids, order=top, vocab_size=size)
+    rows: list[dict[str, Any]] = []
+    seconds = 0.0  # of all orders so far: each needs those below
+    for order in range(1, top + 1):
+        on_progress(f"counting n-grams of order {order}")
+        started = time.perf_counter()
+        model = next(models)
+        seconds += time.perf_counter() - started
+        valid_nll = model.nll(corpus.valid.ids)
+        if order == 1 or (order <= MAX_NGRAM_ORDER and valid_nll < min(row["valid_nll"] for row in rows)):
+            kept = model
+        rows.append(
+            {
+                "order": order,
+                "context": order - 1,
+                "num_params": model.num_counts,
+                "num_possible": size**order,
+                **figures(model.nll(split.ids), split.tokens_per_character),
+                "valid_nll": valid_nll,
+                "train_tokens": len(ids),
+                "train_seconds": seconds,
+                "tokens_per_second": len(ids) / seconds,
+            }
+        )
+    return rows, kept
 
 
 def _without_network(
@@ -145,17 +172,21 @@ def _network_row(name: str, config: ConfigDict, summary: dict[str, Any], part: s
     }
 
 
-def num_params_by_order(configs: dict[str, ConfigDict], vocab_size: int) -> dict[str, list[int | None]]:
+def num_params_by_order(configs: dict[str, ConfigDict], vocab_size: int) -> dict[str, Sequence[int | None]]:
     """Over n = 1, 2, … 10: the n-grams that are possible, and each network's parameters if it reads n − 1 tokens."""
     orders = range(1, MAX_ORDER + 1)
-    counts: dict[str, list[int | None]] = {"order": [*orders], "possible": [vocab_size**n for n in orders]}
-    for name, config in configs.items():
+
+    def num_params(config: ConfigDict, context: int) -> int:
         config = config.copy_and_resolve_references()
-        counts[name] = []
-        for n in orders:
-            config.model.context = max(n - 1, 1)
-            model = nnx.eval_shape(partial(make_model, config, vocab_size))
-            counts[name].append(None if name == "mlp" and n == 1 else model.num_params)
+        config.model.context = context
+        return nnx.eval_shape(partial(make_model, config, vocab_size)).num_params
+
+    counts: dict[str, Sequence[int | None]] = {"order": [*orders], "possible": [vocab_size**n for n in orders]}
+    for name, config in configs.items():
+        if name == "mlp":
+            counts[name] = [None, *(num_params(config, context) for context in orders[:-1])]
+        else:
+            counts[name] = len(orders) * [num_params(config, 1)]
     return counts
 
 

@@ -1,9 +1,9 @@
 """A text's rivals side by side: python run.py compare --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
 
 Guessing, counting (n-grams of order 1 to 10), an MLP over the last few tokens, and the recurrent networks Elman, GRU
-and LSTM, on one split; all networks with the same number of training tokens and units and the same optimizer. Each is
-a run in a folder of its own, DIR/mlp, DIR/elman, ..., for every other verb. Started again, it goes on where it stopped.
-DIR/compare.json has the results, DIR/plots/ the pictures.
+and LSTM, on one split; all networks with the same number of training tokens and of units a layer (the MLP has one
+layer), and the same optimizer. Each is a run in a folder of its own, DIR/mlp, DIR/elman, ..., for every other verb.
+Started again, it goes on where it stopped. DIR/compare.json has the results, DIR/plots/ the pictures.
 """
 
 import math
@@ -15,8 +15,7 @@ from absl import flags as absl_flags
 
 from rnn_lm.commands.flags import FlagValues, config_of
 from rnn_lm.commands.train import number
-from rnn_lm.errors import load_plots
-from rnn_lm.training.progress import format_seconds
+from rnn_lm.training.progress import format_seconds, load_plots
 
 NAMES = {"mlp": "MLP", "elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
@@ -66,8 +65,8 @@ def describe(result: dict[str, Any]) -> str:
     ]
     if away := [shown for name, shown in NAMES.items() if models[name]["runs_away"]]:
         lines.append(f"Carried through so long a text the state runs away: {', '.join(away)}. See `evaluate`.")
-    # A loss that is not finite is null in a summary.
-    if behind := [shown for name, shown in NAMES.items() if not (models[name]["nll"] or math.inf) <= ngram["nll"]]:
+    nlls = {name: math.inf if row["nll"] is None else row["nll"] for name, row in models.items()}  # null: not finite
+    if behind := [shown for name, shown in NAMES.items() if nlls[name] > nlls["ngram"]]:
         lines.append(f"Counting still beats {', '.join(behind)}: more steps, or a longer text, may help.")
     return "\n".join(lines)
 

@@ -14,7 +14,8 @@ from typing import Any
 from absl import flags as absl_flags
 
 from rnn_lm.commands.flags import FlagValues, define_text_flags, required
-from rnn_lm.errors import UserError, load_plots
+from rnn_lm.errors import UserError
+from rnn_lm.training.progress import load_plots
 
 
 def define_flags(flags: FlagValues) -> None:

@@ -152,7 +152,7 @@ class MLPLM(LanguageModel):
         H = φ(X w_xh + b_h)
 
     X [(n−1)·D] is the vectors of x_{t−n+2}, …, x_t side by side; where there is no such token yet, zeros. The carry is
-    the n − 2 tokens before the next, [B, n−2], −1 where there is none.
+    those tokens, [B, n−1], −1 where there is none.
 
     Reference: Bengio, Ducharme, Vincent, Jauvin, A neural probabilistic language model, JMLR 3, 2003.
 
@@ -184,7 +184,7 @@ class MLPLM(LanguageModel):
 
     def initialize_carry(self, batch_size: int) -> Int[Array, "B K"]:
         """The tokens before the first: there are none."""
-        return jnp.full((batch_size, self.context - 1), -1, jnp.int32)
+        return jnp.full((batch_size, self.context), -1, jnp.int32)
 
     def states(self, carry: Any) -> dict[str, list[Array]]:
         """None: tokens are no state."""
@@ -198,10 +198,10 @@ class MLPLM(LanguageModel):
         key: Array | None = None,
         return_carries: bool = False,
     ) -> tuple[Int[Array, "*T B K"], Float[Array, "T B H"]]:
-        """Token ids → the tokens before the next one (or at each step, stacked), and every hidden layer H_t."""
+        """Token ids → the last n − 1 of them (or those at each step, stacked), and every hidden layer H_t."""
         steps = len(tokens)
-        read = jnp.concatenate([carry.T, tokens])  # [n−2+T, B]: at step t those from t to t + n − 2 are looked at
-        windows = [slice(i, i + steps) for i in range(self.context)]
+        read = jnp.concatenate([carry.T, tokens])  # [n−1+T, B]: step t looks at those from t + 1 to t + n − 1
+        windows = [slice(1 + i, 1 + i + steps) for i in range(self.context)]
 
         def rows_of(table: Float[Array, "V N"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch N"]:
             return jnp.where(ids[..., None] >= 0, table[ids], 0)
@@ -219,8 +219,7 @@ class MLPLM(LanguageModel):
         if key is not None:
             h = dropped(h, self.dropout, jax.random.fold_in(key, 0))
         if return_carries:
-            after = read[1 + jnp.arange(steps)[:, None] + jnp.arange(self.context - 1)]  # [T, n−2, B]
-            return after.swapaxes(1, 2), h
+            return jnp.stack([read[window] for window in windows], axis=-1), h
         return read[steps:].T, h
 
 

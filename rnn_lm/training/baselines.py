@@ -17,10 +17,13 @@ MAX_NGRAM_ORDER = 6
 MAX_NGRAM_TOKENS = 10_000_000  # of the training text that are counted: 1.8 GB, if they are words
 
 
-def fit_ngram(workdir: Path, corpus: Corpus, stopped: Callable[[], bool]) -> NGramLM | None:
+def fit_ngram(
+    workdir: Path, corpus: Corpus, stopped: Callable[[], bool], counted: NGramLM | None = None
+) -> NGramLM | None:
     """The n-gram model of a run, modified Kneser-Ney: of orders 1 to 6 the best on the validation text.
 
-    It is counted once and kept in the run's folder. None where `stopped` says, between two orders, that nobody waits.
+    It is counted once, here or, as `counted`, before, and kept in the run's folder. None where `stopped` says, between
+    two orders, that nobody waits.
     """
     path, size = workdir / NGRAM, len(corpus.vocabulary)
     if path.exists():
@@ -30,6 +33,9 @@ def fit_ngram(workdir: Path, corpus: Corpus, stopped: Callable[[], bool]) -> NGr
                 return kept
         except UserError:
             pass  # damaged: it is counted again
+    if counted is not None:
+        counted.save(path)
+        return counted
     ids = corpus.train.ids[:MAX_NGRAM_TOKENS]
     best, lowest = None, math.inf
     for model in NGramLM.fit_orders(ids, order=min(MAX_NGRAM_ORDER, len(ids)), vocab_size=size):

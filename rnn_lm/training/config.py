@@ -187,6 +187,11 @@ def check_config(config: ConfigDict) -> None:
         for name in ("model.num_layers", "model.layer_norm", "remat", "truncation.kind"):
             if get_field(config, name) != FIELDS[name].default:
                 raise UserError(f"config.{name} is of recurrent layers; leave it out for model.kind mlp")
+        if config.partition == "random" and config.segment_length < config.model.context:
+            raise UserError(
+                f"config.model.context is {config.model.context}, but with partition random the mlp never reads more "
+                f"than segment_length = {config.segment_length} tokens"
+            )
     elif config.model.activation != FIELDS["model.activation"].default and config.model.cell != "elman":
         raise UserError(f"config.model.activation is of the elman cell only; leave it out for {config.model.cell}")
     if config.model.tie and config.model.embed_dim != config.model.num_hiddens:

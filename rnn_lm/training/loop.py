@@ -25,6 +25,7 @@ from rnn_lm.inference.evaluate import evaluate, figures
 from rnn_lm.inference.generate import generate
 from rnn_lm.interrupts import Pending, Stopped, deferred_signals
 from rnn_lm.keys import named_key
+from rnn_lm.ngram import NGramLM
 from rnn_lm.nn import native
 from rnn_lm.nn.models import LanguageModel
 from rnn_lm.training.baselines import fit_ngram
@@ -48,10 +49,13 @@ EVAL_STREAMS = 32  # parallel streams of an evaluation while training
 SAMPLE_PROMPT, SAMPLE_LENGTH = 32, 300  # tokens
 
 
-def train(config: ConfigDict, workdir: str | Path, *, started: float = rnn_lm.STARTED) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | Path, *, started: float = rnn_lm.STARTED, ngram: NGramLM | None = None
+) -> dict[str, Any]:
     """Trains the model that `config` describes in the folder `workdir`; goes on where an earlier call stopped.
 
     The seconds in its summary count from `started`, a `time.perf_counter()`; by default the start of the process.
+    `ngram` is what `fit_ngram` would count, where that has been done already.
 
     Returns:
       The run's summary, as in its `summary.json`. A finished run returns it at once.
@@ -83,7 +87,7 @@ def train(config: ConfigDict, workdir: str | Path, *, started: float = rnn_lm.ST
         in_the_end.callback(over.set)  # nobody waits for the counts any more
         with deferred_signals() as pending:
             with closing(Trainer(config, workdir, corpus, batches, started)) as trainer:
-                counting = beside.submit(fit_ngram, workdir, corpus, over.is_set)
+                counting = beside.submit(fit_ngram, workdir, corpus, over.is_set, ngram)
                 trainer.run(pending)
             if pending.signum:
                 step = trainer.saved_step
@@ -92,13 +96,13 @@ def train(config: ConfigDict, workdir: str | Path, *, started: float = rnn_lm.ST
                 )
         if not counting.done():
             print("counting n-grams …", file=sys.stderr, flush=True)
-        ngram = counting.result()
-        assert ngram is not None  # it was not told to stop
+        counted = counting.result()
+        assert counted is not None  # it was not told to stop
         write_summary(
             workdir,
             config,
             corpus,
-            ngram,
+            counted,
             started=started,
             seconds_to_first_step=trainer.seconds_to_first_step,
             tokens_per_second=trainer.tokens_per_second(),
@@ -120,7 +124,12 @@ def batches_of(config: ConfigDict, corpus: Corpus) -> Batches:
     )
 
 
-def _check_memory(state: TrainState) -> None:
+def new_state(config: ConfigDict, vocab_size: int) -> TrainState:
+    """What a run starts from."""
+    return TrainState.create(make_model(config, vocab_size), config.optimizer.name, config.batch_size)
+
+
+def check_memory(state: TrainState) -> None:
     """Refuses what cannot fit: on a CPU, XLA was seen to wait for ever for an allocation that had failed."""
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -160,8 +169,8 @@ class Trainer:
         self._started = started
         self.workdir = workdir
         self.corpus = corpus
-        make = partial(make_model, config, len(corpus.vocabulary))
-        self.graphdef, _ = nnx.split(nnx.eval_shape(make), nnx.Param)
+        model = nnx.eval_shape(partial(make_model, config, len(corpus.vocabulary)))
+        self.graphdef, _ = nnx.split(model, nnx.Param)
         draws = {"dropout": config.model.dropout, "truncation": config.truncation.kind == "randomized"}
         self._dispatch = partial(
             train_steps,
@@ -174,7 +183,7 @@ class Trainer:
             truncation_steps=config.truncation.steps,
             remat=config.remat,
         )
-        create = jax.jit(lambda: TrainState.create(make(), config.optimizer.name, config.batch_size))
+        create = jax.jit(partial(new_state, config, len(corpus.vocabulary)))
         self.best = Best()
         self.saved_step: int | None = None
         with closing(Checkpoints(workdir / CHECKPOINTS, read_only=True)) as checkpoints:
@@ -184,7 +193,7 @@ class Trainer:
                 self.state = fill_tree(jax.eval_shape(create), arrays)
                 self.best = Best(**notes["best"])
             else:
-                _check_memory(jax.eval_shape(create))
+                check_memory(jax.eval_shape(create))
                 self.state = create()
         self.first_step = int(self.state.step)
         if self.first_step > config.steps:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from types import ModuleType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -51,6 +52,16 @@ class ProgressDisplay:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def load_plots() -> ModuleType | None:
+    """The module that draws; where matplotlib is missing None, and a line that says so."""
+    try:
+        from rnn_lm import plots
+    except ImportError:
+        print("no plots: pip install 'rnn_lm[plots]' draws them", file=sys.stderr)
+        return None
+    return plots
 
 
 def format_seconds(seconds: float) -> str:

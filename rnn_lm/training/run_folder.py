@@ -65,7 +65,7 @@ def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus, *, named: Pa
 
     `named` is the --workdir that was given, where the run's folder is one of those in it.
     """
-    free = _free(named or workdir)
+    free = free_folder(named or workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a folder, such as {free}")
     if (workdir / CONFIG).exists():
@@ -126,8 +126,8 @@ def _differences(workdir: Path, config: ConfigDict, corpus: Corpus) -> list[str]
     return different
 
 
-def _free(workdir: Path) -> Path:
-    """The next name that is not taken."""
+def free_folder(workdir: Path) -> Path:
+    """A name like this one that is not taken."""
     name, number = workdir.resolve().name or "run", 2
     while (free := workdir.resolve().parent / f"{name}-{number}").exists():
         number += 1

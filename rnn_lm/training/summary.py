@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 import rnn_lm
 from rnn_lm.data.corpus import Corpus
-from rnn_lm.errors import load_plots
 from rnn_lm.files import write_json
 from rnn_lm.inference.evaluate import evaluate, figures, runs_away
 from rnn_lm.ngram import NGramLM
@@ -20,6 +19,7 @@ from rnn_lm.nn import native
 from rnn_lm.training.baselines import score_baselines
 from rnn_lm.training.config import tokens_per_step
 from rnn_lm.training.metrics import read_metrics
+from rnn_lm.training.progress import load_plots
 from rnn_lm.training.run_folder import SUMMARY, load_checkpoint
 
 RESET_EVERY = 1000  # tokens, in the second measurement of each split

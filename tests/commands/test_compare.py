@@ -46,6 +46,7 @@ def compared(flags):
         assert main(flags) == 143
     before = {path: path.stat().st_mtime_ns for path in (folder / "mlp").rglob("*")}
     assert trained == ["mlp", "elman"] and before and not (folder / "compare.json").exists()
+    (folder / ".compare.json.tmp").write_text("half of")  # as a kill may leave it
     assert main(flags) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "mlp").rglob("*")}
     return folder, json.loads((folder / "compare.json").read_text())
@@ -67,6 +68,8 @@ def test_all_rivals_are_scored_on_the_same_tokens_with_the_same_budget(compared)
     assert models["mlp"]["context"] == 4 and "context" not in models["gru"]
     best = min(result["ngrams"], key=lambda row: row["valid_nll"])
     assert models["ngram"] == {"name": "ngram"} | best
+    kept = [NGramLM.load(folder / name / "ngram.npz") for name in NAMES]
+    assert {ngram.order for ngram in kept} == {min(result["ngrams"][:6], key=lambda row: row["valid_nll"])["order"]}
     ngram = NGramLM.fit(corpus.train.ids, order=best["order"], vocab_size=len(corpus.vocabulary))
     assert (best["nll"], best["num_params"]) == (ngram.nll(corpus.test.ids), ngram.num_counts)
     assert [row["order"] for row in result["ngrams"]] == list(range(1, 11))
@@ -75,8 +78,10 @@ def test_all_rivals_are_scored_on_the_same_tokens_with_the_same_budget(compared)
 
 def test_every_verb_takes_the_networks(compared, capsys):
     folder, _ = compared
-    for arguments in (["evaluate"], ["generate", "--length=5"], ["inspect", "--window=4"]):
-        assert main([*arguments, f"--workdir={folder / 'mlp'}"]) == 0
+    of_all = [(["generate", "--length=5"], name) for name in NAMES]
+    for arguments, name in [*of_all, (["evaluate"], "mlp"), (["inspect", "--window=4"], "mlp")]:
+        capsys.readouterr()
+        assert main([*arguments, f"--workdir={folder / name}"]) == 0
         assert capsys.readouterr().out
     found = json.loads((folder / "mlp" / "inspect.json").read_text())
     assert set(found) == {"text", "window", "clipping"}
@@ -105,7 +110,10 @@ def test_mistakes_are_one_line(compared, flags, tmp_path, capsys):
     for arguments, message in [
         (["compare"], "--config is missing"),
         ([*flags, "--config.seed=1"], f"seed is 0 there, 1 here; give a free folder, such as --workdir={folder}-2"),
-        ([*flags[:2], f"--workdir={other}"], "holds other things than a comparison, such as config.json; give another"),
+        ([*flags[:2], f"--workdir={other}"], "holds other things than a comparison, such as config.json; give a free"),
+        ([*flags[:2], f"--workdir={other / 'config.json'}"], "is a file; give a folder, such as"),
+        ([*flags, "--config.steps=10"], "compares after 20 steps; give --config.steps of at least that, or"),
+        ([*flags[:2], f"--workdir={tmp_path}/new", "--config.model.num_hiddens=300000"], "out of memory"),
         ([*flags[:2], f"--workdir={tmp_path}/new", "--config.batch_size=100000"], "give a longer text"),
         ([*flags[:2], f"--workdir={tmp_path}/new", "--config.model.context=0"], "config.model.context is 0"),
     ]:  # fmt: skip

@@ -160,6 +160,13 @@ def test_what_recurrent_layers_have_an_mlp_has_not(given, field):
     check_config(complete_config({"model": {"kind": "mlp", "cell": "gru", "activation": "relu"}}))
 
 
+def test_an_mlp_is_trained_on_as_many_tokens_as_it_looks_at():
+    given = {"model": {"kind": "mlp", "context": 9}, "segment_length": 8, "partition": "random"}
+    with pytest.raises(UserError, match="config.model.context is 9, but with partition random the mlp never reads"):
+        check_config(complete_config(given))
+    check_config(complete_config(given | {"partition": "sequential"}))
+
+
 def test_a_config_need_not_be_complete_and_whole_numbers_may_be_floats():
     config = complete_config({"steps": 7, "optimizer": {"learning_rate": 1}})
     assert (config.steps, config.optimizer.learning_rate, config.batch_size) == (7, 1.0, FIELDS["batch_size"].default)

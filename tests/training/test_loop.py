@@ -104,7 +104,7 @@ def test_ngrams_are_counted_once_and_again_where_the_file_is_damaged(run_folder,
     "changes",
     [
         {"optimizer__schedule": "plateau", "optimizer__patience": 0},
-        {"optimizer__schedule": "cosine", "model__kind": "mlp", "model__embed_dim": 4},
+        {"optimizer__schedule": "cosine", "model__kind": "mlp", "model__context": 1},
     ],
 )
 def test_stopped_twice_and_started_again_it_is_the_same_run(tmp_path, text_file, monkeypatch, changes):
