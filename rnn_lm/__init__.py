@@ -30,6 +30,7 @@ _HOMES = {
     "load_corpus": "rnn_lm.data.corpus",
     "evaluate": "rnn_lm.inference.evaluate",
     "generate": "rnn_lm.inference.generate",
+    "score": "rnn_lm.inference.score",
     "default_config": "rnn_lm.training.config",
     "train": "rnn_lm.training.loop",
     "load": "rnn_lm.training.run_folder",

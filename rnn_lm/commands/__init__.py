@@ -14,6 +14,7 @@ VERBS = {
     "train": "train a model (the verb may be left out)",
     "evaluate": "how well a trained model predicts a text",
     "generate": "new text from a trained model",
+    "score": "which continuation of a text a trained model finds likeliest",
     "inspect": "what gradients do in a trained model",
     "compare": "n-grams, an MLP and three recurrent networks on one text",
 }

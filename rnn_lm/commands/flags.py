@@ -40,13 +40,12 @@ def parse(arguments: list[str], module: ModuleType) -> FlagValues:
     return flags
 
 
-def define_text_flags(flags: FlagValues) -> None:
-    """Of the verbs that read a text with a trained model; `texts.text_of` reads it."""
+def define_text_flags(
+    flags: FlagValues, about_text: str = "a UTF-8 file, folder or glob to read instead of the run's test split"
+) -> None:
+    """Of the verbs that read a text with a trained model."""
     absl_flags.DEFINE_string("workdir", None, "the folder of a trained run", flag_values=flags)
-    absl_flags.DEFINE_multi_string(
-        "text", [], "a UTF-8 file, folder or glob to read instead of the run's test split; may be given more than once",
-        flag_values=flags,
-    )  # fmt: skip
+    absl_flags.DEFINE_multi_string("text", [], f"{about_text}; may be given more than once", flag_values=flags)
     absl_flags.DEFINE_bool("strict", False, "refuse a text with tokens that the vocabulary lacks", flag_values=flags)
 
 

@@ -58,7 +58,7 @@ def run(flags: FlagValues) -> str:
 
     model, vocabulary = load(workdir)
     prompt = vocabulary.decode([1]) if flags.prompt is None else flags.prompt
-    check_known(vocabulary, prompt, "the prompt", strict=flags.strict)
+    check_known(vocabulary, prompt, name="the prompt", strict=flags.strict)
     ids = vocabulary.encode(prompt)
     if not len(ids):
         raise UserError(f"--prompt={prompt!r} has no token in it")

@@ -28,7 +28,7 @@ def text_of(
     """The text that `--text` names, or the run's test split (`or_valid`: validation, if it has none)."""
     if paths:
         text = read_files(*paths)
-        check_known(vocabulary, text, "the text", strict=strict)
+        check_known(vocabulary, text, name="the text", strict=strict)
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         return Text(text_split(vocabulary, text), " ".join(paths), "text", sha256)
     config, sha256 = read_config(workdir)
@@ -40,9 +40,9 @@ def text_of(
     return Text(corpus.test, f"{corpus.name}, test split", "test", sha256)
 
 
-def check_known(vocabulary: Vocabulary, text: str, name: str, *, strict: bool) -> None:
-    """Warns, or refuses if `strict`, where tokens of the text will be read as `<unk>`."""
-    unknown = vocabulary.unknown_in(text)
+def check_known(vocabulary: Vocabulary, *texts: str, name: str, strict: bool) -> None:
+    """Warns, or refuses if `strict`, where tokens of the texts will be read as `<unk>`."""
+    unknown = vocabulary.unknown_in(*texts)
     if not unknown:
         return
     shown = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")

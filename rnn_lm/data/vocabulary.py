@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -99,9 +100,9 @@ class Vocabulary:
         added = self.decode([*start, *ids])[len(self.decode(start)) :]
         return prompt + (added.removeprefix(" ") if self.kind == "word" and prompt[-1:].isspace() else added)
 
-    def unknown_in(self, text: str) -> list[str]:
-        """The different tokens of a text that the vocabulary lacks, in the order of their appearance."""
-        tokens: Iterable[Any] = tokenize(text, self.kind, self.normalize)
+    def unknown_in(self, *texts: str) -> list[str]:
+        """The different tokens of texts that the vocabulary lacks, in the order of their appearance."""
+        tokens: Iterable[Any] = chain.from_iterable(tokenize(text, self.kind, self.normalize) for text in texts)
         return [chr(t) if isinstance(t, int) else t for t in dict.fromkeys(tokens) if t not in self._ids]
 
     def to_json(self) -> dict[str, Any]:

@@ -73,21 +73,37 @@ def evaluate(
         raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
     scored = len(ids) - 1
     length = min(reset_every or scored, scored)
-    graphdef, params = nnx.split(model, nnx.Param)
     total = Evaluation(0.0, 0)
     for inputs, labels, valid in _windows(ids, length, max(1, min(MAX_WINDOWS, MAX_LOGITS // model.vocab_size))):
         carry = model.initialize_carry(inputs.shape[1])
-        steps = max(1, min(length, MAX_LOGITS // (inputs.shape[1] * model.vocab_size)))
-        for start in range(0, length, steps):
-            # The last chunk is filled up, so that all have one shape and one compilation serves them.
-            chunk = [np.pad(a, ((0, max(0, start + steps - length)), (0, 0)))[start : start + steps]
-                     for a in (inputs, labels, valid)]  # fmt: skip
-            carry, nats, max_abs = _score(graphdef, params, carry, *chunk)
-            largest = {letter: float(value) for letter, value in max_abs.items()}
-            part = Evaluation(float(np.asarray(nats, np.float64).sum()), int(chunk[2].sum()), largest)
-            on_progress(part.tokens)
-            total += part
+        for part, nats, largest in read(model, carry, inputs, labels, valid):
+            tokens = int(valid[part].sum())
+            on_progress(tokens)
+            total += Evaluation(float(nats.sum()), tokens, largest)
     return total
+
+
+def read(
+    model: LanguageModel,
+    carry: Any,
+    inputs: Int[np.ndarray, "T B"],
+    labels: Int[np.ndarray, "T B"],
+    valid: Bool[np.ndarray, "T B"],
+) -> Iterator[tuple[slice, Float[np.ndarray, "t B"], dict[str, float]]]:
+    """Reads windows side by side, a few steps at a time, so that memory is bounded.
+
+    Yields which steps, the nats of each label (0 where it is not `valid`), and the largest |h| (and |c|) among them.
+    """
+    graphdef, params = nnx.split(model, nnx.Param)
+    length, width = inputs.shape
+    steps = max(1, min(length, MAX_LOGITS // (width * model.vocab_size)))
+    for start in range(0, length, steps):
+        # The last chunk is filled up, so that all have one shape and one compilation serves them.
+        missing = max(0, start + steps - length)
+        chunk = [np.pad(a[start : start + steps], ((0, missing), (0, 0))) for a in (inputs, labels, valid)]
+        carry, nats, max_abs = _score(graphdef, params, carry, *chunk)
+        largest = {letter: float(value) for letter, value in max_abs.items()}
+        yield slice(start, start + steps), np.asarray(nats, np.float64)[: steps - missing], largest
 
 
 def _windows(ids: np.ndarray, length: int, width: int) -> Iterator[list[np.ndarray]]:

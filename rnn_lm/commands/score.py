@@ -1,0 +1,70 @@
+"""How likely continuations of a text are: python run.py score --workdir=DIR --prompt=P --continuation=A ...
+
+Prints a JSON line for each, the fewest bits per character first: "rank", "continuation", "log_prob" (natural
+logarithm), "bits", "bits_per_char" and "perplexity" (of a token). With --text each line of a file is one.
+"""
+
+import math
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from rnn_lm.commands.flags import FlagValues, define_text_flags, required
+from rnn_lm.errors import UserError
+
+
+def define_flags(flags: FlagValues) -> None:
+    define_text_flags(flags, "a UTF-8 file, folder or glob, each line of which is a continuation")
+    absl_flags.DEFINE_string(
+        "prompt", None, "the text before; not given: the end of a line, or the most frequent token", flag_values=flags
+    )
+    absl_flags.DEFINE_multi_string(
+        "continuation", [], "what may come after it; give it once for each", flag_values=flags
+    )
+
+
+def run(flags: FlagValues) -> str:
+    workdir = Path(required(flags, "workdir", "runs/char"))
+    if flags.prompt == "":
+        raise UserError("--prompt is empty; leave it out, or give at least one character")
+    if "" in flags.continuation:
+        raise UserError("--continuation is empty; give at least one character")
+    if not flags.continuation and not flags.text:
+        raise UserError('--continuation is missing; for example --continuation="outside" --continuation="banana tree"')
+
+    from rnn_lm.commands.texts import check_known
+    from rnn_lm.data.corpus import read_files
+    from rnn_lm.data.vocabulary import num_characters, tokenize
+    from rnn_lm.files import dumps
+    from rnn_lm.inference.evaluate import figures
+    from rnn_lm.inference.score import score
+    from rnn_lm.training.run_folder import load
+
+    model, vocabulary = load(workdir)
+    prompt = flags.prompt
+    if prompt is None:
+        prompt = vocabulary.decode([1]) if vocabulary.unknown_in("\n") else "\n"
+    lines = read_files(*flags.text).splitlines() if flags.text else []
+    continuations = [*flags.continuation, *filter(None, lines)]
+    if not continuations:
+        raise UserError(f"--text={flags.text[0]}: no line in it that is not empty")
+    check_known(vocabulary, prompt, *continuations, name="the text", strict=flags.strict)
+    ids = [vocabulary.encode(text) for text in (prompt, *continuations)]
+    for text, tokens in zip((prompt, *continuations), ids, strict=True):
+        if not len(tokens):
+            raise UserError(f"{text!r} has no token in it")
+    rows = []
+    for text, nats in zip(continuations, score(model, ids[0], ids[1:]), strict=True):
+        total, characters = float(nats.sum()), num_characters(tokenize(text, vocabulary.kind, vocabulary.normalize))
+        in_figures = figures(total / len(nats), len(nats) / characters)
+        rows.append(
+            {
+                "continuation": text,
+                "log_prob": -total,
+                "bits": total / math.log(2),
+                "bits_per_char": in_figures["bits_per_char"],
+                "perplexity": in_figures["perplexity"],
+            }
+        )
+    rows.sort(key=lambda row: row["bits_per_char"])
+    return "\n".join(dumps({"rank": rank} | row) for rank, row in enumerate(rows, start=1))

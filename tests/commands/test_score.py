@@ -1,0 +1,67 @@
+import json
+
+import numpy as np
+import pytest
+
+import rnn_lm
+from rnn_lm.commands import main
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs a command: exit code, rows of stdout, stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, [json.loads(line) for line in out.splitlines()], err
+
+    return run
+
+
+def test_the_likelier_continuation_comes_first(cli, run_folder):
+    """The book's example, in the words of the text that the small model learned."""
+    given = ["iouwtkcm hwepoiut", "seen before", "banana tree"]
+    flags = [f"--continuation={text}" for text in given]
+    code, rows, err = cli("score", f"--workdir={run_folder}", "--prompt=a machine that no one there had ", *flags)
+    assert code == 0 and [row["rank"] for row in rows] == [1, 2, 3]
+    assert [row["continuation"] for row in rows] == ["seen before", "banana tree", "iouwtkcm hwepoiut"]
+    for row in rows:
+        size = len(row["continuation"])
+        assert row["bits"] == pytest.approx(-row["log_prob"] / np.log(2))
+        assert row["bits_per_char"] == pytest.approx(row["bits"] / size)
+        assert row["perplexity"] == pytest.approx(2 ** (row["bits"] / size))
+
+
+def test_lines_of_a_file_are_continuations(cli, run_folder, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("the machine\n\nseen before ü\n")
+    code, rows, err = cli("score", f"--workdir={run_folder}", f"--text={path}", "--continuation=smiled")
+    assert code == 0 and {row["continuation"] for row in rows} == {"the machine", "seen before ü", "smiled"}
+    assert "warning: the text has tokens that the vocabulary lacks: 'ü'" in err
+    model, vocabulary = rnn_lm.load(run_folder)  # lines come after the end of a line
+    expected = rnn_lm.score(model, vocabulary.encode("\n"), [vocabulary.encode("smiled")])[0].sum()
+    assert next(row["log_prob"] for row in rows if row["continuation"] == "smiled") == pytest.approx(-expected)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "--continuation is missing; for example"),
+        (["--continuation="], "--continuation is empty"),
+        (["--prompt=", "--continuation=a"], "--prompt is empty"),
+        (["--continuation=ü", "--strict"], "the text has tokens that the vocabulary lacks: 'ü'"),
+        (["--text=none.txt"], "none.txt: no such file"),
+    ],
+)
+def test_mistakes_are_one_line(cli, run_folder, flags, message):
+    code, rows, err = cli("score", f"--workdir={run_folder}", *flags)
+    assert (code, rows, err.count("\n")) == (2, [], 1) and message in err
+
+
+def test_a_file_of_empty_lines_has_nothing_to_score(cli, run_folder, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("\n\n")
+    code, rows, err = cli("score", f"--workdir={run_folder}", f"--text={path}")
+    assert (code, rows) == (2, []) and "no line in it that is not empty" in err
