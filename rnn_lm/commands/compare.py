@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import flags as absl_flags
-
-from rnn_lm.commands.flags import FlagValues, config_of
+from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
 from rnn_lm.commands.train import number
 from rnn_lm.training.progress import format_seconds, load_plots
 
@@ -21,13 +19,7 @@ NAMES = {"mlp": "MLP", "elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
 
 def define_flags(flags: FlagValues) -> None:
-    absl_flags.DEFINE_string("config", None, "the experiment: a Python file with get_config()", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "workdir",
-        None,
-        "the comparison's folder; runs/NAME-compare where it is not given, NAME being the config file's",
-        flag_values=flags,
-    )
+    define_config_flags(flags, "the comparison's folder; runs/NAME-compare")
 
 
 def run(flags: FlagValues) -> str:
@@ -63,6 +55,8 @@ def describe(result: dict[str, Any]) -> str:
         f"{size}^{ngram['order']} = {ngram['num_possible']:.1e} possible ones. A recurrent network has the same "
         "numbers however far back it looks.",
     ]
+    if (share := result["unknown"] / result["tokens"]) > 0.01:
+        lines.append(f"{share:.0%} of the tokens are <unk>: their bits do not compare with other vocabularies'.")
     if away := [shown for name, shown in NAMES.items() if models[name]["runs_away"]]:
         lines.append(f"Carried through so long a text the state runs away: {', '.join(away)}. See `evaluate`.")
     nlls = {name: math.inf if row["nll"] is None else row["nll"] for name, row in models.items()}  # null: not finite

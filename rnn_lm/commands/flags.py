@@ -49,6 +49,13 @@ def define_text_flags(
     absl_flags.DEFINE_bool("strict", False, "refuse a text with tokens that the vocabulary lacks", flag_values=flags)
 
 
+def define_config_flags(flags: FlagValues, about_workdir: str) -> None:
+    """Of the verbs that train; `config_of` reads the first."""
+    absl_flags.DEFINE_string("config", None, "the experiment: a Python file with get_config()", flag_values=flags)
+    about = f"{about_workdir} where it is not given, NAME being the config file's"
+    absl_flags.DEFINE_string("workdir", None, about, flag_values=flags)
+
+
 def required(flags: FlagValues, name: str, example: str) -> str:
     """A flag that has no default."""
     value = flags[name].value

@@ -8,19 +8,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from absl import flags as absl_flags
-
-from rnn_lm.commands.flags import FlagValues, config_of
+from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
 
 
 def define_flags(flags: FlagValues) -> None:
-    absl_flags.DEFINE_string("config", None, "the experiment: a Python file with get_config()", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "workdir",
-        None,
-        "the run's folder; runs/NAME where it is not given, NAME being the config file's",
-        flag_values=flags,
-    )
+    define_config_flags(flags, "the run's folder; runs/NAME")
 
 
 def run(flags: FlagValues) -> str:

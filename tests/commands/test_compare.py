@@ -97,6 +97,7 @@ def test_the_screen_and_the_pictures_say_it(compared, tmp_path):
     models = [row | ({"runs_away": True, "nll": None, "perplexity": None} if row["name"] == "lstm" else {})
               for row in result["models"]]  # fmt: skip
     assert "the state runs away: LSTM." in describe(result | {"models": models})
+    assert "<unk>" not in screen and "5% of the tokens are <unk>" in describe(result | {"unknown": 58})
     for name, draw in plots.COMPARISON.items():
         assert (folder / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         draw(tmp_path / f"{name}.png", result | {"ngrams": result["ngrams"][:1]}, NAMES)
