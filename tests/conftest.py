@@ -12,10 +12,12 @@ import pytest
 CHECKED = ["rnn_lm.nn", "rnn_lm.keys", "rnn_lm.data.batches", "rnn_lm.inference", "rnn_lm.training.optimizers",
            "rnn_lm.analysis"]  # fmt: skip
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
+    import rnn_lm.analysis.compare
     import rnn_lm.analysis.laboratory
     import rnn_lm.data.batches
     import rnn_lm.inference.evaluate
     import rnn_lm.inference.generate
+    import rnn_lm.inference.score
     import rnn_lm.nn.recurrence
     import rnn_lm.training.optimizers  # noqa: F401
 

@@ -13,8 +13,8 @@ from rnn_lm.nn.models import LanguageModel
 
 
 def score(
-    model: LanguageModel, prompt: Int[np.ndarray, "P"], continuations: Sequence[Int[np.ndarray, "*lengths"]]
-) -> list[Float[np.ndarray, "*lengths"]]:
+    model: LanguageModel, prompt: Int[np.ndarray, "P"], continuations: Sequence[Int[np.ndarray, "..."]]
+) -> list[Float[np.ndarray, "..."]]:
     """−ln P of each token of each continuation, in nats, given the prompt and the continuation's tokens before it.
 
     The prompt is read once, from the initial state. Continuations are computed side by side, those of like length
