@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """Training was stopped by a signal, and has saved."""
+    """A command was stopped by a signal, and what it leaves is in order."""
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)

@@ -2,8 +2,12 @@
 
 # ruff: noqa: E402 — the modules whose shapes are to be checked must be imported under the hook, before all others
 
+import os
 import signal
 import sys
+
+# A test compiles much and computes little: less work for LLVM saves a fifth of the time.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
 import absl.logging
 import jaxtyping
@@ -17,6 +21,7 @@ with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
     import rnn_lm.data.batches
     import rnn_lm.inference.evaluate
     import rnn_lm.inference.generate
+    import rnn_lm.inference.mixture
     import rnn_lm.inference.score
     import rnn_lm.nn.recurrence
     import rnn_lm.training.optimizers  # noqa: F401

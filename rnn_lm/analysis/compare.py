@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from rnn_lm.data.corpus import Corpus, Split, load_corpus
 from rnn_lm.errors import UserError
 from rnn_lm.files import temporary_name, write_json
-from rnn_lm.inference.evaluate import MAX_LOGITS, figures
+from rnn_lm.inference.evaluate import figures
+from rnn_lm.inference.reading import MAX_LOGITS
 from rnn_lm.ngram import MAX_ORDER, NGramLM
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import LanguageModel

@@ -66,10 +66,10 @@ def _run(arguments: list[str]) -> str:
             return "\n".join([OVERVIEW, *verbs])
     module = importlib.import_module(f"rnn_lm.commands.{verb}")
     try:
-        flags = parse(arguments, module)
+        flags, rest = parse(arguments, module)
     except Help as text:
         return str(text)
-    return module.run(flags)
+    return module.run(flags, *rest)
 
 
 def _set_up_streams() -> None:

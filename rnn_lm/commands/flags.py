@@ -17,13 +17,16 @@ class Help(Exception):
     """Help was asked for; the message is the text."""
 
 
-def parse(arguments: list[str], module: ModuleType) -> FlagValues:
-    """The flags of a verb's module, from the command line.
+def parse(arguments: list[str], module: ModuleType) -> tuple[FlagValues, list[str]]:
+    """The flags and the other arguments of a verb's module, from the command line.
 
-    The module's docstring is the help text, and its `define_flags(flags)` adds the flags. Where `config` is one of
-    them, every config field is a flag too, `--config.x.y=v`, in any order; `config_of` puts them together.
+    The module's docstring is the help text, and its `define_flags(flags)` adds the flags; `ARGUMENTS`, if it has that,
+    names what comes without a flag. Where `config` is one of the flags, every config field is a flag too,
+    `--config.x.y=v`, in any order; `config_of` puts them together.
     """
     flags = FlagValues()
+    wanted = getattr(module, "ARGUMENTS", ())
+    flags.set_gnu_getopt(True)  # flags may stand after them
     module.define_flags(flags)
     names = list(flags)
     with_config = "config" in names
@@ -35,9 +38,13 @@ def parse(arguments: list[str], module: ModuleType) -> FlagValues:
         rest = flags(["rnn-lm", *arguments])[1:]
     except absl_flags.Error as error:
         raise UserError(f"{error} (--help lists the flags)") from error
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value (--help lists them)")
-    return flags
+    if len(rest) > len(wanted):
+        unexpected = rest[len(wanted)]
+        raise UserError(f"unexpected argument {unexpected!r}; flags are written --name=value (--help lists them)")
+    if len(rest) < len(wanted):
+        verb = module.__name__.rpartition(".")[2]
+        raise UserError(f"{wanted[len(rest)]} is missing: python run.py {verb} --workdir=DIR {' '.join(wanted)}")
+    return flags, rest
 
 
 def define_text_flags(
@@ -47,6 +54,16 @@ def define_text_flags(
     absl_flags.DEFINE_string("workdir", None, "the folder of a trained run", flag_values=flags)
     absl_flags.DEFINE_multi_string("text", [], f"{about_text}; may be given more than once", flag_values=flags)
     absl_flags.DEFINE_bool("strict", False, "refuse a text with tokens that the vocabulary lacks", flag_values=flags)
+
+
+def define_mix_flag(flags: FlagValues) -> None:
+    about = "ngram: the run's n-gram model beside the network, each weighted by how well the n-grams know the context"
+    absl_flags.DEFINE_enum("mix", "none", ["none", "ngram"], about, flag_values=flags)
+
+
+def define_dynamic_flag(flags: FlagValues) -> None:
+    about = "go on learning from the text while it is read (dynamic evaluation); the run stays as it is"
+    absl_flags.DEFINE_bool("dynamic", False, about, flag_values=flags)
 
 
 def define_config_flags(flags: FlagValues, about_workdir: str) -> None:

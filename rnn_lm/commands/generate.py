@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from rnn_lm.commands.flags import FlagValues, required
+from rnn_lm.commands.flags import FlagValues, define_mix_flag, required
 from rnn_lm.errors import UserError
 
 
@@ -27,6 +27,7 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_integer("seed", 0, "the same seed gives the same text", flag_values=flags)
     absl_flags.DEFINE_integer("num_samples", 1, "how many texts", flag_values=flags)
     absl_flags.DEFINE_bool("strict", False, "refuse a prompt with tokens that the vocabulary lacks", flag_values=flags)
+    define_mix_flag(flags)
 
 
 MAX_TOKENS = 10**8  # that are drawn in one call, and stay in memory until they are printed
@@ -56,7 +57,7 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.keys import named_key
     from rnn_lm.training.run_folder import load
 
-    model, vocabulary = load(workdir)
+    model, vocabulary = load(workdir, mix=flags.mix)
     prompt = vocabulary.decode([1]) if flags.prompt is None else flags.prompt
     check_known(vocabulary, prompt, name="the prompt", strict=flags.strict)
     ids = vocabulary.encode(prompt)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnn_lm.data.corpus import Split, load_corpus, read_files, text_split
+from rnn_lm.data.corpus import Split, read_files, text_split
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
-from rnn_lm.training.run_folder import read_config
+from rnn_lm.training.run_folder import corpus_of
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ def text_of(
         check_known(vocabulary, text, name="the text", strict=strict)
         sha256 = hashlib.sha256(text.encode()).hexdigest()
         return Text(text_split(vocabulary, text), " ".join(paths), "text", sha256)
-    config, sha256 = read_config(workdir)
-    corpus = load_corpus(**config.corpus)
-    if corpus.sha256 != sha256:
-        raise UserError(f"{corpus.name} is no longer the text that the run was trained on; name one with --text=FILE")
+    try:
+        corpus = corpus_of(workdir)
+    except UserError as error:
+        raise UserError(f"{error}; another text can be read with --text=FILE") from error
     if or_valid and not corpus.test.tokens:
-        return Text(corpus.valid, f"{corpus.name}, validation split", "valid", sha256)
-    return Text(corpus.test, f"{corpus.name}, test split", "test", sha256)
+        return Text(corpus.valid, f"{corpus.name}, validation split", "valid", corpus.sha256)
+    return Text(corpus.test, f"{corpus.name}, test split", "test", corpus.sha256)
 
 
 def check_known(vocabulary: Vocabulary, *texts: str, name: str, strict: bool) -> None:

@@ -3,20 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
 
-from rnn_lm.nn.losses import cross_entropy
+from rnn_lm.inference.reading import MAX_LOGITS, read
 from rnn_lm.nn.models import LanguageModel
 
 MAX_WINDOWS = 256  # side by side in one call
-MAX_LOGITS = 2**22  # in one call, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -61,52 +55,33 @@ def evaluate(
     ids: np.ndarray,
     *,
     reset_every: int = 0,
+    dynamic: bool = False,
     on_progress: Callable[[int], Any] = lambda tokens: None,
 ) -> Evaluation:
     """Scores every token of ids [N] but the first, N − 1 of them, each once.
 
     The state starts from its initial value and is carried through the text as one stream, or, where `reset_every` is
-    not 0, starts anew with each `reset_every` tokens; such windows are computed side by side. `on_progress` is told
-    how many more tokens are done.
+    not 0, starts anew with each `reset_every` tokens; such windows are computed side by side. `dynamic`: the model goes
+    on learning from what it has read (`rnn_lm.inference.dynamic`); the one that is given stays as it is. `on_progress`
+    is told how many more tokens are done.
     """
     if len(ids) < 2:
         raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
+    if dynamic and reset_every:
+        raise ValueError("what is learned is not taken back: give either reset_every or dynamic")
     scored = len(ids) - 1
     length = min(reset_every or scored, scored)
     total = Evaluation(0.0, 0)
-    for inputs, labels, valid in _windows(ids, length, max(1, min(MAX_WINDOWS, MAX_LOGITS // model.vocab_size))):
+    for inputs, labels, valid in _cut(ids, length, max(1, min(MAX_WINDOWS, MAX_LOGITS // model.vocab_size))):
         carry = model.initialize_carry(inputs.shape[1])
-        for part, nats, largest in read(model, carry, inputs, labels, valid):
+        for part, nats, largest in read(model, carry, inputs, labels, valid, dynamic=dynamic):
             tokens = int(valid[part].sum())
             on_progress(tokens)
             total += Evaluation(float(nats.sum()), tokens, largest)
     return total
 
 
-def read(
-    model: LanguageModel,
-    carry: Any,
-    inputs: Int[np.ndarray, "T B"],
-    labels: Int[np.ndarray, "T B"],
-    valid: Bool[np.ndarray, "T B"],
-) -> Iterator[tuple[slice, Float[np.ndarray, "t B"], dict[str, float]]]:
-    """Reads windows side by side, a few steps at a time, so that memory is bounded.
-
-    Yields which steps, the nats of each label (0 where it is not `valid`), and the largest |h| (and |c|) among them.
-    """
-    graphdef, params = nnx.split(model, nnx.Param)
-    length, width = inputs.shape
-    steps = max(1, min(length, MAX_LOGITS // (width * model.vocab_size)))
-    for start in range(0, length, steps):
-        # The last chunk is filled up, so that all have one shape and one compilation serves them.
-        missing = max(0, start + steps - length)
-        chunk = [np.pad(a[start : start + steps], ((0, missing), (0, 0))) for a in (inputs, labels, valid)]
-        carry, nats, max_abs = _score(graphdef, params, carry, *chunk)
-        largest = {letter: float(value) for letter, value in max_abs.items()}
-        yield slice(start, start + steps), np.asarray(nats, np.float64)[: steps - missing], largest
-
-
-def _windows(ids: np.ndarray, length: int, width: int) -> Iterator[list[np.ndarray]]:
+def _cut(ids: np.ndarray, length: int, width: int) -> Iterator[list[np.ndarray]]:
     """Windows of `length` tokens, at most `width` side by side: inputs, labels and which are real, all [T, B]."""
     scored = len(ids) - 1
     count = -(-scored // length)
@@ -116,23 +91,3 @@ def _windows(ids: np.ndarray, length: int, width: int) -> Iterator[list[np.ndarr
         stop = start + width * length
         valid = np.arange(start, stop) < scored
         yield [a.reshape(width, length).T for a in (filled[start:stop], filled[start + 1 : stop + 1], valid)]
-
-
-@partial(jax.jit, static_argnames="graphdef")
-def _score(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
-    carry: Any,
-    inputs: Int[Array, "T B"],
-    labels: Int[Array, "T B"],
-    valid: Bool[Array, "T B"],
-) -> tuple[Any, Float[Array, "T B"], dict[str, Float[Array, ""]]]:
-    """The state after the chunk, the nats of each real token (0 elsewhere), and the largest |h| and |c|."""
-    model = nnx.merge(graphdef, params)
-    carries, h = model.hidden(carry, inputs, return_carries=True)
-    nats = jnp.where(valid, cross_entropy(model.output(h), labels), 0)
-    max_abs = {
-        letter: jnp.stack([jnp.max(jnp.abs(x), where=valid[..., None], initial=0) for x in states]).max()
-        for letter, states in model.states(carries).items()
-    }
-    return jax.tree.map(lambda c: c[-1], carries), nats, max_abs

@@ -37,11 +37,11 @@ def generate(
       top_k: only the k likeliest tokens are drawn; 0 is all.
       top_p: only the likeliest tokens that together have at least this probability are drawn; 1 is all.
     """
-    graphdef, params = nnx.split(model, nnx.Param)
+    graphdef, weights = nnx.split(model)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_samples))
     steps = min(length, CALL_STEPS)
-    draw = partial(_draw, graphdef, params, keys, temperature, steps=steps, top_k=top_k, top_p=top_p)
-    carry, logits = _read(graphdef, params, jnp.asarray(prompt, jnp.int32), num_samples=num_samples)
+    draw = partial(_draw, graphdef, weights, keys, temperature, steps=steps, top_k=top_k, top_p=top_p)
+    carry, logits = _read(graphdef, weights, jnp.asarray(prompt, jnp.int32), num_samples=num_samples)
     tokens = []
     for start in range(0, length, steps):
         (carry, logits), drawn = draw((carry, logits), start)
@@ -68,10 +68,10 @@ def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Flo
 
 @partial(jax.jit, static_argnames=("graphdef", "num_samples"))
 def _read(
-    graphdef: nnx.GraphDef, params: nnx.State, prompt: Int[Array, " P"], *, num_samples: int
+    graphdef: nnx.GraphDef, weights: nnx.State, prompt: Int[Array, " P"], *, num_samples: int
 ) -> tuple[Any, Float[Array, "B V"]]:
     """The state after the prompt and the logits of the next token, once for each sample."""
-    model = nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, weights)
     carry, logits = model(model.initialize_carry(1), prompt[:, None])
     return jax.tree.map(lambda a: jnp.repeat(a, num_samples, axis=0), (carry, logits[-1]))
 
@@ -79,7 +79,7 @@ def _read(
 @partial(jax.jit, static_argnames=("graphdef", "steps", "top_k", "top_p"))
 def _draw(
     graphdef: nnx.GraphDef,
-    params: nnx.State,
+    weights: nnx.State,
     keys: Key[Array, " B"],
     temperature: Float[Array, ""] | float,
     state: tuple[Any, Float[Array, "B V"]],
@@ -90,7 +90,7 @@ def _draw(
     top_p: float,
 ) -> tuple[tuple[Any, Float[Array, "B V"]], Int[Array, "steps B"]]:
     """Draws tokens number `start` to `start + steps` by one scan."""
-    model = nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, weights)
 
     def uniform(t):
         return jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in, (0, None))(keys, t))

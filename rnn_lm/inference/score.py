@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from rnn_lm.inference.evaluate import MAX_WINDOWS, read
+from rnn_lm.inference.evaluate import MAX_WINDOWS
+from rnn_lm.inference.reading import read
 from rnn_lm.nn.models import LanguageModel
 
 

@@ -1,6 +1,8 @@
 """Language models: token ids → hidden states → logits of the next token."""
 
+import hashlib
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -11,12 +13,66 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int
 
 from rnn_lm.nn.cells import ACTIVATIONS, CELLS, Stack, dropped, glorot, product, states_by_letter, zeros
+from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.truncation import Truncation
 
 
 class LanguageModel(nnx.Module):
-    """What all models share: the vectors that stand for tokens and, behind a body, the output layer O = H w_hq + b_q.
+    """What all who use a model may ask of it: token ids → hidden layers → logits of the next token."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """V."""
+
+    @abstractmethod
+    def initialize_carry(self, batch_size: int) -> Any:
+        """What is carried from token to token, as it is before the first."""
+
+    @abstractmethod
+    def states(self, carry: Any) -> dict[str, list[Array]]:
+        """The recurrent state in a carry, by its letter: the h (and, of LSTM cells, the c) of all layers."""
+
+    @abstractmethod
+    def hidden(
+        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None, return_carries: bool = False
+    ) -> tuple[Any, Any]:
+        """Token ids → the carry after the last of them (or after each, stacked), and what `output` reads at each."""
+
+    @abstractmethod
+    def output(self, h: Any) -> Float[Array, "*batch V"]:
+        """The logits of the next token."""
+
+    def objective(self, h: Any, labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """What learning lessens, given what `output` reads: the nats of each label."""
+        return cross_entropy(self.output(h), labels)
+
+    @property
+    def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def fingerprint(self) -> str:
+        """A hash of all its numbers (not of its equations), 32 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for path, leaf in sorted(nnx.to_flat_state(nnx.state(self)), key=lambda item: str(item[0])):
+            array = jax.device_get(leaf[...])
+            digest.update(f"{path} {array.dtype} {array.shape} ".encode() + array.tobytes())
+        return digest.hexdigest()[:32]
+
+    def __call__(
+        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None
+    ) -> tuple[Any, Float[Array, "T B V"]]:
+        """Token ids → the carry after the last of them, and the logits of each one's successor.
+
+        A key turns dropout on, which is for training.
+        """
+        carry, h = self.hidden(carry, tokens, key=key)
+        return carry, self.output(h)
+
+
+class NeuralLM(LanguageModel):
+    """What all networks share: the vectors that stand for tokens and, behind a body, the output layer O = H w_hq + b_q.
 
     Args:
       vocab_size: V.
@@ -61,48 +117,20 @@ class LanguageModel(nnx.Module):
     def add_body(self, *sizes: Any, **options: Any) -> None:
         """Makes the parameters between the token vectors, of size D, and the output layer, which reads H numbers."""
 
-    @abstractmethod
-    def initialize_carry(self, batch_size: int) -> Any:
-        """What is carried from token to token, as it is before the first."""
-
-    @abstractmethod
-    def states(self, carry: Any) -> dict[str, list[Array]]:
-        """The recurrent state in a carry, by its letter: the h (and, of LSTM cells, the c) of all layers."""
-
-    @abstractmethod
-    def hidden(
-        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None, return_carries: bool = False
-    ) -> tuple[Any, Float[Array, "T B H"]]:
-        """Token ids → the carry after the last of them (or after each, stacked), and every hidden layer H_t."""
-
     @property
     def vocab_size(self) -> int:
         return self.b_q.shape[0]
-
-    @property
-    def num_params(self) -> int:
-        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def output(self, h: Float[Array, "*batch H"]) -> Float[Array, "*batch V"]:
         """The output layer, equations (8.4.4) and (8.4.6): O = H w_hq + b_q."""
         w_hq = self.embedding[...].T if self.w_hq is None else self.w_hq[...]
         return product(h, w_hq, self.dtype) + self.b_q[...]
 
-    def __call__(
-        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None
-    ) -> tuple[Any, Float[Array, "T B V"]]:
-        """Token ids → the carry after the last of them, and the logits of each one's successor.
 
-        A key turns dropout on, which is for training.
-        """
-        carry, h = self.hidden(carry, tokens, key=key)
-        return carry, self.output(h)
-
-
-class RNNLM(LanguageModel):
+class RNNLM(NeuralLM):
     """The recurrent language model, equations (8.4.5) and (8.4.6).
 
-    Args, beside those of `LanguageModel`:
+    Args, beside those of `NeuralLM`:
       cell: the name of the recurrent cell.
       num_layers: recurrent layers, one above the other.
       cell_options: what else the cells' constructor takes.
@@ -146,7 +174,7 @@ class RNNLM(LanguageModel):
         return carry, h
 
 
-class MLPLM(LanguageModel):
+class MLPLM(NeuralLM):
     """The language model without a hidden state, equations (8.4.3) and (8.4.4), over the last n − 1 tokens:
 
         H = φ(X w_xh + b_h)
@@ -156,7 +184,7 @@ class MLPLM(LanguageModel):
 
     Reference: Bengio, Ducharme, Vincent, Jauvin, A neural probabilistic language model, JMLR 3, 2003.
 
-    Args, beside those of `LanguageModel`:
+    Args, beside those of `NeuralLM`:
       context: n − 1, the tokens that are looked at.
       activation: φ, "tanh", "relu" or "identity".
 
@@ -223,4 +251,4 @@ class MLPLM(LanguageModel):
         return read[steps:].T, h
 
 
-MODELS = {"rnn": RNNLM, "mlp": MLPLM}
+MODELS: dict[str, Callable[..., LanguageModel]] = {"rnn": RNNLM, "mlp": MLPLM}

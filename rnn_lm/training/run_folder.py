@@ -4,32 +4,37 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from rnn_lm.data.corpus import Corpus
+from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.data.vocabulary import Vocabulary
-from rnn_lm.errors import UserError
+from rnn_lm.errors import UserError, unknown_name
 from rnn_lm.files import temporary_name, write_json
+from rnn_lm.inference.mixture import BUCKETS, Mixture, fit_weights
 from rnn_lm.keys import named_key
+from rnn_lm.ngram import NGramLM
 from rnn_lm.nn.models import MODELS, LanguageModel
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
 from rnn_lm.training.config import FIELDS, complete_config, get_field
 
-CONFIG, VOCABULARY, METRICS, SAMPLES, SUMMARY, NGRAM, CHECKPOINTS = (
+CONFIG, VOCABULARY, METRICS, SAMPLES, SUMMARY, NGRAM, MIXTURE, CHECKPOINTS = (
     "config.json",
     "vocabulary.json",
     "metrics.jsonl",
     "samples.txt",
     "summary.json",
     "ngram.npz",
+    "mixture.json",
     "checkpoints",
 )
+MAX_MIXTURE_TOKENS = 250_000  # of the validation text that the weights of a mixture are fitted on: seconds
 # A run may go on with other values of these; all else must stay.
 MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every")
 
@@ -150,19 +155,61 @@ def read_config(workdir: Path) -> tuple[ConfigDict, str]:
         raise UserError(f"{workdir / CONFIG} is not the config of a run; give another --workdir") from error
 
 
-def load(workdir: str | Path) -> tuple[LanguageModel, Vocabulary]:
+def load(workdir: str | Path, *, mix: str = "none") -> tuple[LanguageModel, Vocabulary]:
     """A trained run: its model, with the weights of the best checkpoint by validation loss, and its vocabulary.
+
+    With `mix="ngram"` the model is a `Mixture` of the network and the run's n-gram model. How much each of them counts
+    is fitted on the validation text the first time, and kept in the folder.
 
     >>> model, vocabulary = load("runs/char")  # doctest: +SKIP
 
     Raises:
-      UserError: where the folder holds no run, or no checkpoint yet, or a damaged one.
+      UserError: where the folder holds no run, or no checkpoint yet, or a damaged one; or nothing to mix with.
     """
+    if mix not in ("none", "ngram"):
+        raise unknown_name("mix", mix, ("none", "ngram"))
     workdir = Path(workdir)
     config, _ = read_config(workdir)
     vocabulary = Vocabulary.from_json(_read_json(workdir / VOCABULARY))
     model, _, _ = load_checkpoint(workdir, config, len(vocabulary))
-    return model, vocabulary
+    return (_mixture(workdir, model) if mix == "ngram" else model), vocabulary
+
+
+def _mixture(workdir: Path, network: LanguageModel) -> Mixture:
+    if not (workdir / NGRAM).exists():
+        raise UserError(f"--workdir={workdir} has no n-gram model ({NGRAM}) to mix with yet; train it for longer")
+    ngram, fingerprint = NGramLM.load(workdir / NGRAM), network.fingerprint()
+    if ngram.vocab_size != network.vocab_size:
+        raise UserError(f"{workdir / NGRAM} is of another vocabulary; delete it to have it counted again")
+    with suppress(UserError, KeyError, ValueError, TypeError):  # not fitted yet, or damaged
+        kept = _read_json(workdir / MIXTURE)
+        weights = np.array(kept["weights"], float)
+        if (
+            kept["network"] == fingerprint
+            and weights.shape == (ngram.order * BUCKETS,)
+            and abs(weights - 0.5).max() < 0.5
+        ):
+            return Mixture(network, ngram, weights)
+    ids = corpus_of(workdir).valid.ids
+    if len(ids) < 2:
+        raise UserError(f"--workdir={workdir} has no validation text, which the mixture's weights are fitted on")
+    weights = fit_weights(network, ngram, ids[:MAX_MIXTURE_TOKENS])
+    with suppress(OSError):  # where it may not be written it is fitted again the next time
+        write_json(workdir / MIXTURE, {"network": fingerprint, "weights": weights.tolist()})
+    return Mixture(network, ngram, weights)
+
+
+def corpus_of(workdir: Path) -> Corpus:
+    """The text that a run was trained on.
+
+    Raises:
+      UserError: where it is gone, or another one by now.
+    """
+    config, sha256 = read_config(workdir)
+    corpus = load_corpus(**config.corpus)
+    if corpus.sha256 != sha256:
+        raise UserError(f"{corpus.name} is no longer the text that the run was trained on")
+    return corpus
 
 
 def load_checkpoint(workdir: Path, config: ConfigDict, vocab_size: int) -> tuple[LanguageModel, int, int]:

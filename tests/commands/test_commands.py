@@ -17,6 +17,7 @@ import rnn_lm
 from rnn_lm.commands import VERBS, main
 from rnn_lm.commands.train import describe
 from rnn_lm.inference import evaluate as inference
+from rnn_lm.training.run_folder import corpus_of
 from tests.reference import forward, nats, numpy_params
 
 ROOT = Path(rnn_lm.__file__).parents[1]
@@ -119,6 +120,21 @@ def test_the_final_screen_says_what_to_make_of_the_figures(run_folder):
         assert remark in describe(given, run_folder) and remark not in describe(good, run_folder)
 
 
+@pytest.mark.parametrize("mix, dynamic", [("ngram", False), ("none", True), ("ngram", True)])
+def test_evaluate_reads_with_ngrams_and_learns(cli, run_folder, mix, dynamic):
+    flags = ["--workdir", run_folder, f"--mix={mix}", *(["--dynamic"] if dynamic else [])]
+    code, out, _ = cli("evaluate", *flags)
+    report = json.loads(out)
+    assert code == 0 and (report["mix"], report["dynamic"]) == (mix, dynamic)
+    assert ("reset" in report) != dynamic  # what is learned is not taken back
+    model, _ = rnn_lm.load(run_folder, mix=mix)
+    assert report["nll"] == pytest.approx(
+        inference.evaluate(model, corpus_of(run_folder).test.ids, dynamic=dynamic).nll
+    )
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert report["nll"] < summary["test"]["nll"]  # the small run has much to learn, from both
+
+
 def test_evaluate_without_a_text_is_the_test_split_of_the_summary(cli, run_folder):
     code, out, _ = cli("evaluate", "--workdir", run_folder)
     summary = json.loads((run_folder / "summary.json").read_text())
@@ -163,6 +179,7 @@ def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):
         (["evaluate"], "--workdir is missing"),
         (["evaluate", "--workdir=none"], "--workdir=none holds no run"),
         (["evaluate", "--workdir=RUN", "--reset_every=0"], "--reset_every is 0"),
+        (["evaluate", "--workdir=RUN", "--reset_every=9", "--dynamic"], "exclude each other"),
         (["evaluate", "--workdir=RUN", "--text=none.txt"], "none.txt: no such file"),
         (["evaluate", "--workdir=RUN", "--text", CHAR, "--strict"], "the vocabulary lacks"),
         (["generate", "--workdir=RUN", "--prompt="], "--prompt is empty"),

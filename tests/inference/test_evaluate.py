@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from rnn_lm.inference import evaluate as module
+from rnn_lm.inference import reading
 from rnn_lm.inference.evaluate import Evaluation, evaluate, figures, runs_away
 from rnn_lm.nn.models import RNNLM
 from tests.reference import forward, nats, numpy_params
@@ -39,6 +40,7 @@ def reference(model, ids, every):
 def test_each_token_but_the_first_is_scored_once(model, ids, every, limits, monkeypatch):
     monkeypatch.setattr(module, "MAX_WINDOWS", limits[0])
     monkeypatch.setattr(module, "MAX_LOGITS", limits[1])
+    monkeypatch.setattr(reading, "MAX_LOGITS", limits[1])
     done = []
     result = evaluate(model, ids, reset_every=every, on_progress=done.append)
     assert sum(done) == 100
@@ -66,18 +68,24 @@ def test_figures():
 
 def test_a_large_vocabulary_does_not_take_memory_without_bound(ids, monkeypatch):
     sizes = []
-    original = module._score
+    original = reading._read_window
 
-    def score(graphdef, params, carry, inputs, labels, valid):
-        sizes.append(inputs.size)
-        return original(graphdef, params, carry, inputs, labels, valid)
+    def read_window(graphdef, rest, params, carry, *window):
+        sizes.append(window[0].size)
+        return original(graphdef, rest, params, carry, *window)
 
-    monkeypatch.setattr(module, "_score", score)
+    monkeypatch.setattr(reading, "_read_window", read_window)
+    monkeypatch.setattr(reading, "MAX_LOGITS", 60)
     monkeypatch.setattr(module, "MAX_LOGITS", 60)
     model = RNNLM(6, 8, rngs=nnx.Rngs(0))
     evaluate(model, ids)
     evaluate(model, ids, reset_every=3)
     assert max(sizes) * 6 <= 60
+
+
+def test_what_is_learned_is_not_taken_back(model, ids):
+    with pytest.raises(ValueError, match="either reset_every or dynamic"):
+        evaluate(model, ids, reset_every=5, dynamic=True)
 
 
 def test_one_token_is_too_few(model):

@@ -1,0 +1,159 @@
+"""A network and an n-gram model as one model: their probabilities, interpolated.
+
+P(x) = λ P_network(x) + (1 − λ) P_ngram(x), where λ depends on how often the n-gram's context was met in the training
+text: what was seen often is counted well (Jelinek, Mercer, Interpolated estimation of Markov source parameters, 1980).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from rnn_lm.inference.reading import nats_of
+from rnn_lm.ngram import ROOT, NGramLM
+from rnn_lm.nn.models import LanguageModel
+
+EM_STEPS = 100
+PRIOR = 1.0  # token that each bucket starts with for each of the two models, so that no λ is 0 or 1
+BUCKETS = 32  # of contexts of one length, by the power of two of how often they were met
+WEIGHT_SCALE = 50.0  # dynamic evaluation moves all parameters by like amounts, and λ should go faster than the others
+
+
+class NGramTrie(nnx.Module):
+    """An `NGramLM` as arrays on the device, in which a compiled step looks up many contexts at once.
+
+    The n-grams of all orders are nodes of one list, the empty one first, in which the children of a node, the n-grams
+    with one token more, are neighbours: from first[node] to first[node + 1]. A context is given by the nodes of its
+    last 0, 1, …, order − 1 tokens; −1 stands where the text never went on after them.
+    """
+
+    def __init__(self, ngram: NGramLM):
+        size, levels = ngram.vocab_size, ngram.levels
+        if ngram.smoothing == "add_alpha":
+            raise ValueError("an add-alpha model does not interpolate its orders; take Kneser-Ney")
+        self.vocab_size, self.order = size, ngram.order
+        sizes = [1, *(len(level.keys) for level in levels)]  # nodes of each order
+        starts = np.cumsum([0, *sizes])
+        first = [
+            starts[k + 1] + np.searchsorted(level.keys, np.arange(sizes[k]) * size) for k, level in enumerate(levels)
+        ]
+        bounds = np.concatenate([*first, np.full(sizes[-1] + 1, starts[-1])])
+        self.widths = tuple(int(np.diff(bounds[a : b + 1]).max()) for a, b in zip(starts, starts[1:-1], strict=False))
+        self.first = nnx.Variable(jnp.asarray(bounds, jnp.int32))
+        self.token = nnx.Variable(jnp.asarray(np.concatenate([[0], *(v.keys % size for v in levels)]), jnp.int32))
+        self.weight = nnx.Variable(jnp.asarray(np.concatenate([[0], *(v.weights for v in levels)]), jnp.float32))
+        self.backoff = nnx.Variable(jnp.asarray(np.concatenate([v.backoffs for v in levels]), jnp.float32))
+        unigrams = np.full(size, levels[0].backoffs[0] / size)
+        unigrams[levels[0].keys] += levels[0].weights
+        self.unigrams = nnx.Variable(jnp.asarray(unigrams, jnp.float32))
+
+    def empty(self, batch_size: int) -> Int[Array, "B n"]:
+        """The context before the first token."""
+        return jnp.full((batch_size, self.order), -1, jnp.int32).at[:, 0].set(ROOT)
+
+    def read(self, context: Int[Array, "B n"], tokens: Int[Array, "T B"]) -> Int[Array, "T B n"]:
+        """The context after each token."""
+        nodes = [jnp.full_like(tokens, ROOT)]
+        for k in range(self.order - 1):
+            before = jnp.concatenate([context[None, :, k], nodes[k][:-1]])
+            nodes.append(self._child(before, tokens, self.widths[k]))
+        return jnp.stack(nodes, axis=-1)
+
+    def probs(self, context: Int[Array, "*batch n"]) -> Float[Array, "*batch V"]:
+        """P of every token after a context."""
+        nodes = context.reshape(-1, self.order)
+        rows = jnp.arange(len(nodes))[:, None]
+        probs = jnp.broadcast_to(self.unigrams[...], (len(nodes), self.vocab_size))
+        for k in range(1, self.order):
+            node = jnp.maximum(nodes[:, k], 0)
+            known = nodes[:, k] >= 0
+            children = self.first[node][:, None] + jnp.arange(self.widths[k])
+            real = known[:, None] & (children < self.first[node + 1][:, None])
+            probs = probs * jnp.where(known, self.backoff[node], 1)[:, None]
+            probs = probs.at[rows, self.token[children]].add(jnp.where(real, self.weight[children], 0))
+        return probs.reshape(*context.shape[:-1], self.vocab_size)
+
+    def _child(self, node: Int[Array, "T B"], token: Int[Array, "T B"], width: int) -> Int[Array, "T B"]:
+        """The n-gram that a token makes of one, −1 where the text has it not, or has nothing after it."""
+        low, end = self.first[node], self.first[node + 1]
+        high = end
+        for _ in range(width.bit_length()):
+            middle = (low + high) // 2
+            less = (low < high) & (self.token[middle] < token)
+            low, high = jnp.where(less, middle + 1, low), jnp.where(less, high, middle)
+        found = (node >= 0) & (low < end) & (self.token[low] == token) & (self.first[low] < self.first[low + 1])
+        return jnp.where(found, low, -1)
+
+
+class Mixture(LanguageModel):
+    """A network and an n-gram model as one model, with the logarithm of P as its logits.
+
+    The carry is the network's and the n-gram's context.
+
+    Args:
+      model: the network.
+      ngram: the n-gram model, Kneser-Ney or maximum likelihood.
+      weights: λ [order · 32], of contexts of each length by the power of two of how often they were met.
+    """
+
+    def __init__(self, model: LanguageModel, ngram: NGramLM, weights: Float[np.ndarray, "n"]):
+        self.model = model
+        self.trie = NGramTrie(ngram)
+        self.bucket = nnx.Variable(jnp.asarray(buckets(ngram), jnp.int32))  # of each context
+        weights = np.asarray(weights, np.float64)
+        self.w_mix = nnx.Param(jnp.asarray(np.log(weights / (1 - weights)) / WEIGHT_SCALE, jnp.float32))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    def initialize_carry(self, batch_size: int) -> tuple[Any, Int[Array, "B n"]]:
+        return self.model.initialize_carry(batch_size), self.trie.empty(batch_size)
+
+    def states(self, carry: Any) -> dict[str, list[Array]]:
+        return self.model.states(carry[0])
+
+    def hidden(
+        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None, return_carries: bool = False
+    ) -> tuple[Any, Any]:
+        inner, h = self.model.hidden(carry[0], tokens, key=key, return_carries=return_carries)
+        context = self.trie.read(carry[1], tokens)
+        return (inner, context if return_carries else context[-1]), (h, context)
+
+    def output(self, h: Any) -> Float[Array, "*batch V"]:
+        network, context = h
+        # λ of the longest context: its node is the largest, as longer n-grams stand further on in the list.
+        odds = WEIGHT_SCALE * self.w_mix[self.bucket[context.max(axis=-1)]][..., None]
+        # What the mixture costs teaches λ only, as the network would be left with what the n-grams do not know.
+        log_probs = jax.lax.stop_gradient(jax.nn.log_softmax(self.model.output(network)))
+        return jnp.logaddexp(
+            jax.nn.log_sigmoid(odds) + log_probs, jax.nn.log_sigmoid(-odds) + jnp.log(self.trie.probs(context))
+        )
+
+    def objective(self, h: Any, labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        return self.model.objective(h[0], labels) + super().objective(h, labels)
+
+
+def fit_weights(model: LanguageModel, ngram: NGramLM, ids: Int[np.ndarray, "N"]) -> Float[np.ndarray, "n"]:
+    """The weights λ of a mixture for which a text that neither model has seen, ids [N], is likeliest: by EM."""
+    network = np.exp(-nats_of(model, ids))
+    counted = ngram.probs(ids)[1:]
+    trie = NGramTrie(ngram)
+    contexts = trie.read(trie.empty(1), jnp.asarray(ids[:-1, None], jnp.int32))[:, 0]
+    bucket = buckets(ngram)[np.asarray(contexts).max(axis=-1)]
+    size = ngram.order * BUCKETS
+    tokens = np.bincount(bucket, minlength=size)
+    weights = np.full(size, 0.5)
+    for _ in range(EM_STEPS):
+        share = weights[bucket] * network / (weights[bucket] * network + (1 - weights[bucket]) * counted)
+        weights = (np.bincount(bucket, share, size) + PRIOR) / (tokens + 2 * PRIOR)
+    return weights
+
+
+def buckets(ngram: NGramLM) -> Int[np.ndarray, "N"]:
+    """Of each node of the trie that can be a context: its length · 32 + the power of two of how often it was met."""
+    met = [np.bincount(level.keys // ngram.vocab_size, level.counts, len(level.backoffs)) for level in ngram.levels]
+    return np.concatenate([k * BUCKETS + np.log2(np.maximum(count, 1)).astype(int) for k, count in enumerate(met)])

@@ -1,0 +1,120 @@
+"""Texts, read side by side → what each token cost, in steps that bound the memory."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rnn_lm.inference.dynamic import STEPS, Learned
+from rnn_lm.nn.losses import cross_entropy
+from rnn_lm.nn.models import LanguageModel
+
+MAX_LOGITS = 2**22  # in one call, which bounds the memory
+MAX_UPDATES = 256  # in one call, after which progress is shown
+
+
+def nats_of(model: LanguageModel, ids: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N-1"]:
+    """−ln P of each token of a text but the first, read as one stream from the initial state."""
+    inputs, labels = ids[:-1, None], ids[1:, None]
+    parts = read(model, model.initialize_carry(1), inputs, labels, np.ones_like(labels, bool))
+    return np.concatenate([nats[:, 0] for _, nats, _ in parts])
+
+
+def read(
+    model: LanguageModel,
+    carry: Any,
+    inputs: Int[np.ndarray, "T B"],
+    labels: Int[np.ndarray, "T B"],
+    valid: Bool[np.ndarray, "T B"],
+    *,
+    dynamic: bool = False,
+) -> Iterator[tuple[slice, Float[np.ndarray, "t B"], dict[str, float]]]:
+    """Reads windows side by side, a few steps at a time; `dynamic`: and learns from them.
+
+    Yields which steps, the nats of each label (0 where it is not `valid`), and the largest |h| (and |c|) among them.
+    """
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    learned, rest = Learned.nothing(states[0]), states[1]
+    length, width = inputs.shape
+    steps = max(1, min(length, MAX_LOGITS // (width * model.vocab_size)))
+    if dynamic:
+        steps = STEPS * max(1, min(-(-length // STEPS), steps // STEPS, MAX_UPDATES))
+    for start in range(0, length, steps):
+        # The last chunk is filled up, so that all have one shape and one compilation serves them.
+        missing = max(0, start + steps - length)
+        chunk = [np.pad(a[start : start + steps], ((0, missing), (0, 0))) for a in (inputs, labels, valid)]
+        if dynamic:
+            learned, result = _learn_window(graphdef, rest, learned, carry, *chunk)
+        else:
+            result = _read_window(graphdef, rest, learned.params, carry, *chunk)
+        carry = result.carry
+        largest = {letter: float(value) for letter, value in result.max_abs.items()}
+        yield slice(start, start + steps), np.asarray(result.nats, np.float64)[: steps - missing], largest
+
+
+@partial(jax.jit, static_argnums=0)
+def learn(
+    graphdef: nnx.GraphDef,
+    rest: nnx.State,
+    learned: Learned,
+    carry: Any,
+    inputs: Int[Array, "T B"],
+    labels: Int[Array, "T B"],
+    valid: Bool[Array, "T B"],
+) -> tuple[Learned, "Window"]:
+    """Reads a window and then takes one step down the gradient of what it cost."""
+    tokens = valid.sum()
+
+    def loss(params):
+        model = nnx.merge(graphdef, params, rest)
+        h, result = _predict(model, carry, inputs, labels, valid)
+        return jnp.sum(model.objective(h, labels), where=valid) / jnp.maximum(tokens, 1), result
+
+    grads, result = jax.grad(loss, has_aux=True)(learned.params)
+    return learned.update(grads, tokens), result
+
+
+class Window(NamedTuple):
+    """What is known of a window once it is read."""
+
+    carry: Any  # after it
+    nats: Float[Array, "T B"]  # of each valid token, 0 elsewhere
+    max_abs: dict[str, Float[Array, ""]]  # the largest |h| and |c|
+
+
+def _predict(
+    model: LanguageModel, carry: Any, inputs: Int[Array, "T B"], labels: Int[Array, "T B"], valid: Bool[Array, "T B"]
+) -> tuple[Any, Window]:
+    """What the output layer reads, and what comes of it."""
+    carries, h = model.hidden(carry, inputs, return_carries=True)
+    nats = jnp.where(valid, cross_entropy(model.output(h), labels), 0)
+    max_abs = {
+        letter: jnp.stack([jnp.max(jnp.abs(x), where=valid[..., None], initial=0) for x in states]).max()
+        for letter, states in model.states(carries).items()
+    }
+    return h, Window(jax.tree.map(lambda c: c[-1], carries), nats, max_abs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _read_window(graphdef: nnx.GraphDef, rest: nnx.State, params: nnx.State, carry: Any, *window: Array) -> Window:
+    return _predict(nnx.merge(graphdef, params, rest), carry, *window)[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def _learn_window(
+    graphdef: nnx.GraphDef, rest: nnx.State, learned: Learned, carry: Any, *window: Array
+) -> tuple[Learned, Window]:
+    """The same, with an update after every few tokens."""
+
+    def step(state, part):
+        learned, read = learn(graphdef, rest, *state, *part)
+        return (learned, read.carry), (read.nats, read.max_abs)
+
+    parts = [a.reshape(-1, STEPS, a.shape[1]) for a in window]
+    (learned, carry), (nats, max_abs) = jax.lax.scan(step, (learned, carry), parts)
+    return learned, Window(carry, nats.reshape(window[0].shape), jax.tree.map(jnp.max, max_abs))
