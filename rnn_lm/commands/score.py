@@ -1,15 +1,17 @@
 """How likely continuations of a text are: python run.py score --workdir=DIR --prompt=P --continuation=A ...
 
 Prints a JSON line for each, the fewest bits per character first: "rank", "continuation", "log_prob" (natural
-logarithm), "bits", "bits_per_char" and "perplexity" (of a token). With --text each line of a file is one.
+logarithm), "bits", "bits_per_char" and "perplexity" (of a token). With --text each line of a file is one. With
+--surprise each token's bits are shown: in colour on a terminal, elsewhere as "surprise", a list of [token, bits].
 """
 
 import math
+import sys
 from pathlib import Path
 
 from absl import flags as absl_flags
 
-from rnn_lm.commands.flags import FlagValues, define_text_flags, required
+from rnn_lm.commands.flags import FlagValues, define_mix_flag, define_text_flags, required
 from rnn_lm.errors import UserError
 
 
@@ -21,6 +23,9 @@ def define_flags(flags: FlagValues) -> None:
     absl_flags.DEFINE_multi_string(
         "continuation", [], "what may come after it; give it once for each", flag_values=flags
     )
+    absl_flags.DEFINE_bool("surprise", False, "show how many bits each token costs", flag_values=flags)
+    absl_flags.DEFINE_string("html", None, "a file: a page that shows the same, for a browser", flag_values=flags)
+    define_mix_flag(flags)
 
 
 def run(flags: FlagValues) -> str:
@@ -29,42 +34,54 @@ def run(flags: FlagValues) -> str:
         raise UserError("--prompt is empty; leave it out, or give at least one character")
     if "" in flags.continuation:
         raise UserError("--continuation is empty; give at least one character")
+    if flags.html == "":
+        raise UserError("--html is empty; give a file, such as --html=surprise.html")
     if not flags.continuation and not flags.text:
         raise UserError('--continuation is missing; for example --continuation="outside" --continuation="banana tree"')
 
+    from rnn_lm.commands.surprise import in_page, in_terminal, shown
     from rnn_lm.commands.texts import check_known
     from rnn_lm.data.corpus import read_files
     from rnn_lm.data.vocabulary import num_characters, tokenize
-    from rnn_lm.files import dumps
+    from rnn_lm.files import dumps, write_text
     from rnn_lm.inference.evaluate import figures
     from rnn_lm.inference.score import score
     from rnn_lm.training.run_folder import load
 
-    model, vocabulary = load(workdir)
+    model, vocabulary = load(workdir, mix=flags.mix)
     prompt = flags.prompt
     if prompt is None:
-        prompt = vocabulary.decode([1]) if vocabulary.unknown_in("\n") else "\n"
+        prompt = vocabulary.decode([vocabulary.start])
     lines = read_files(*flags.text).splitlines() if flags.text else []
     continuations = [*flags.continuation, *filter(None, lines)]
     if not continuations:
         raise UserError(f"--text={flags.text[0]}: no line in it that is not empty")
     check_known(vocabulary, prompt, *continuations, name="the text", strict=flags.strict)
     ids = [vocabulary.encode(text) for text in (prompt, *continuations)]
-    for text, tokens in zip((prompt, *continuations), ids, strict=True):
-        if not len(tokens):
+    for text, in_ids in zip((prompt, *continuations), ids, strict=True):
+        if not len(in_ids):
             raise UserError(f"{text!r} has no token in it")
-    rows = []
+    scored = []
     for text, nats in zip(continuations, score(model, ids[0], ids[1:]), strict=True):
-        total, characters = float(nats.sum()), num_characters(tokenize(text, vocabulary.kind, vocabulary.normalize))
+        tokens = tokenize(text, vocabulary.kind, vocabulary.normalize)
+        total, characters = float(nats.sum()), num_characters(tokens)
         in_figures = figures(total / len(nats), len(nats) / characters)
-        rows.append(
-            {
-                "continuation": text,
-                "log_prob": -total,
-                "bits": total / math.log(2),
-                "bits_per_char": in_figures["bits_per_char"],
-                "perplexity": in_figures["perplexity"],
-            }
-        )
-    rows.sort(key=lambda row: row["bits_per_char"])
-    return "\n".join(dumps({"rank": rank} | row) for rank, row in enumerate(rows, start=1))
+        row = {
+            "continuation": text,
+            "log_prob": -total,
+            "bits": total / math.log(2),
+            "bits_per_char": in_figures["bits_per_char"],
+            "perplexity": in_figures["perplexity"],
+        }
+        bits = (nats / math.log(2)).tolist()
+        scored.append((row, [(shown(token), cost) for token, cost in zip(tokens, bits, strict=True)]))
+    scored.sort(key=lambda item: item[0]["bits_per_char"])
+    rows = [{"rank": rank} | row for rank, (row, _) in enumerate(scored, start=1)]
+    surprises = [surprise for _, surprise in scored]
+    if flags.html:
+        write_text(Path(flags.html), in_page(prompt, rows, surprises, " " if vocabulary.kind == "word" else ""))
+    if not flags.surprise:
+        return "\n".join(map(dumps, rows))
+    if sys.stdout.isatty():
+        return in_terminal(rows, surprises)
+    return "\n".join(dumps(row | {"surprise": s}) for row, s in zip(rows, surprises, strict=True))

@@ -69,6 +69,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def start(self) -> int:
+        """The token that stands before a text: the end of a line or, where there is none, the most frequent one."""
+        return int(next(iter(self.encode("\n")), 0)) or 1
+
     def encode(self, text: str) -> np.ndarray:
         """The ids [N] of a text, normalized as the training text was. What is not in the vocabulary is 0."""
         return self.encode_tokens(tokenize(text, self.kind, self.normalize))

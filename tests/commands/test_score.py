@@ -1,10 +1,12 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
 import rnn_lm
 from rnn_lm.commands import main
+from rnn_lm.commands.surprise import in_terminal, shown
 
 
 @pytest.fixture
@@ -65,3 +67,38 @@ def test_a_file_of_empty_lines_has_nothing_to_score(cli, run_folder, tmp_path):
     path.write_text("\n\n")
     code, rows, err = cli("score", f"--workdir={run_folder}", f"--text={path}")
     assert (code, rows) == (2, []) and "no line in it that is not empty" in err
+
+
+def test_surprise_is_told_token_by_token(cli, run_folder, tmp_path):
+    flags = [f"--workdir={run_folder}", "--continuation=seen <b>", "--continuation=machine"]
+    code, rows, _ = cli("score", *flags, "--surprise", f"--html={tmp_path / 'page.html'}")
+    assert code == 0
+    for row in rows:
+        assert "".join(token for token, _ in row["surprise"]) == row["continuation"]
+        assert sum(bits for _, bits in row["surprise"]) == pytest.approx(row["bits"])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<h2>") == 2 and "&lt;" in page and "<b>" not in page
+    assert "http" not in page and "<script" not in page  # needs nothing from elsewhere
+    code, plain, _ = cli("score", *flags)
+    assert [{name: row[name] for name in row if name != "surprise"} for row in rows] == plain
+
+
+def test_a_terminal_shows_tokens_above_their_bits():
+    row = {"rank": 1, "bits": 12.5, "bits_per_char": 6.25}
+    lines = re.sub(r"\x1b\[[\d;]*m", "", in_terminal([row], [[("a", 0.5), ("\n", 12.0)]])).splitlines()
+    assert lines[0] == "1. 6.25 bits per character, 12.5 in all"
+    assert lines[1].split() == ["a", "⏎"] and lines[2].split() == ["0.5", "12.0"]
+    assert lines[1].index("a") == lines[2].index("5")  # the one above the other
+
+
+def test_bytes_that_are_no_character_are_shown_all_the_same():
+    assert [shown(token) for token in (65, 0xC3, "word")] == ["A", "\\xc3", "word"]
+
+
+def test_a_mixture_scores_too(cli, run_folder):
+    flags = [f"--workdir={run_folder}", "--prompt=the ", "--continuation=machine"]
+    alone, mixed = (cli("score", *flags, mix)[1][0] for mix in ("--mix=none", "--mix=ngram"))
+    assert mixed["bits"] != alone["bits"]
+    model, vocabulary = rnn_lm.load(run_folder, mix="ngram")
+    expected = rnn_lm.score(model, vocabulary.encode("the "), [vocabulary.encode("machine")])[0].sum()
+    assert mixed["log_prob"] == pytest.approx(-expected)

@@ -1,0 +1,96 @@
+"""Where a model is surprised: each token of a text with its bits, on a terminal or as a page for a browser."""
+
+import html
+import io
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+MOST = 10.0  # bits; from there on all is the same red
+Surprise = Sequence[tuple[str, float]]  # of one text: each token and its bits
+
+
+def shown(token: Any) -> str:
+    """A token as a person can read it; bytes that are no ASCII in hexadecimal."""
+    if isinstance(token, int):
+        return chr(token) if token < 0x80 else f"\\x{token:02x}"
+    return token
+
+
+def in_terminal(rows: Sequence[dict[str, Any]], surprises: Sequence[Surprise]) -> str:
+    """Tokens above their bits, in colour where the terminal has any."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, highlight=False, width=Console().width)
+    for row, surprise in zip(rows, surprises, strict=True):
+        console.print(Text(f"{row['rank']}. {row['bits_per_char']:.2f} bits per character, {row['bits']:.1f} in all"))
+        cell = 2 + max(4, *(len(_visible(token)) for token, _ in surprise))
+        rest = iter(surprise)
+        while line := list(islice(rest, max(1, console.width // cell))):
+            tokens, bits = Text(), Text(style="dim")
+            for token, cost in line:
+                red, green, blue = _colour(cost)
+                style = Style(color="black", bgcolor=f"rgb({red},{green},{blue})")
+                tokens.append(f"{_visible(token):>{cell - 1}} ", style)
+                bits.append(f"{cost:{cell - 1}.1f} ")
+            console.print(tokens, bits, sep="\n", no_wrap=True, overflow="crop")
+        console.print()
+    return out.getvalue().rstrip("\n")
+
+
+def in_page(prompt: str, rows: Sequence[dict[str, Any]], surprises: Sequence[Surprise], between: str = "") -> str:
+    """A page that needs nothing else; a token's bits show when one points at it."""
+    texts = [
+        f"<h2>{row['rank']}. {row['bits_per_char']:.2f} bits per character "
+        f"<small>{row['bits']:.1f} in all, perplexity {row['perplexity']:.3g}</small></h2>\n"
+        f'<p class="text">{between.join(_span(token, bits) for token, bits in surprise)}</p>'
+        for row, surprise in zip(rows, surprises, strict=True)
+    ]
+    scale = "".join(_span(f" {bits} ", bits) for bits in (0, 1, 2, 4, 6, 8, 10))
+    return PAGE.format(prompt=html.escape(_visible(prompt)), scale=scale, texts="\n".join(texts))
+
+
+def _span(token: str, bits: float) -> str:
+    title = f"{_visible(token)}: {bits:.2f} bits, probability {2**-bits:.3g}"
+    red, green, blue = _colour(bits)
+    end = "\n" if token.endswith("\n") else ""  # stays a line's end, beside its mark
+    return (
+        f'<span style="background:rgb({red},{green},{blue})" title="{html.escape(title)}">'
+        f"{html.escape(token if token.isspace() and not end else _visible(token))}</span>{end}"
+    )
+
+
+def _visible(text: str) -> str:
+    return text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+
+
+def _colour(bits: float) -> tuple[int, int, int]:
+    """From white, where nothing is surprising, to red."""
+    share = min(max(bits / MOST, 0), 1)
+    return 255, round(255 - 150 * share), round(255 - 190 * share)
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Where the model is surprised</title>
+<style>
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font-family: sans-serif; background: #fff; color: #111 }}
+h1 {{ font-size: 1.4rem }}
+h2 {{ font-size: 1rem; margin: 1.5rem 0 .3rem }}
+small {{ font-weight: normal; color: #555 }}
+.text, code {{ font-family: monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 }}
+.text {{ font-size: 1.15rem; line-height: 1.6 }}
+.text span:hover {{ outline: 2px solid #111 }}
+</style>
+<h1>Where the model is surprised</h1>
+<p>Each token is the redder the more bits it costs, −log₂ of the probability that the model gave it; point at one to see
+them. The text before is <code>{prompt}</code>.</p>
+<p class="text">{scale} bits or more</p>
+{texts}
+</html>
+"""
