@@ -19,6 +19,7 @@ with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
     import rnn_lm.analysis.compare
     import rnn_lm.analysis.laboratory
     import rnn_lm.data.batches
+    import rnn_lm.inference.compress
     import rnn_lm.inference.evaluate
     import rnn_lm.inference.generate
     import rnn_lm.inference.mixture

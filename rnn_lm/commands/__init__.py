@@ -15,6 +15,8 @@ VERBS = {
     "evaluate": "how well a trained model predicts a text",
     "generate": "new text from a trained model",
     "score": "which continuation of a text a trained model finds likeliest",
+    "compress": "a file in fewer bytes, by a trained model",
+    "decompress": "the file that `compress` made an archive of",
     "inspect": "what gradients do in a trained model",
     "compare": "n-grams, an MLP and three recurrent networks on one text",
 }

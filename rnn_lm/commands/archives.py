@@ -1,0 +1,63 @@
+"""What `compress` and `decompress` share: flags, the checks of IN and OUT, progress."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from io import BufferedIOBase
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from rnn_lm.commands.flags import FlagValues
+from rnn_lm.errors import UserError
+from rnn_lm.files import replacing, temporary_name
+from rnn_lm.interrupts import Stopped, deferred_signals
+
+
+def define_file_flags(flags: FlagValues) -> None:
+    absl_flags.DEFINE_string("workdir", None, "the folder of a trained run", flag_values=flags)
+    absl_flags.DEFINE_bool("force", False, "replace OUT if it exists", flag_values=flags)
+
+
+def check(source: Path, target: Path, *, force: bool) -> None:
+    """Raises UserError where IN cannot be read, OUT is not to be written, or the range coder is not installed."""
+    if not source.is_file():
+        raise UserError(f"{source}: {'not a file' if source.exists() else 'no such file'}")
+    if target.exists() and not target.is_file():
+        raise UserError(f"{target} exists and is not a file; give another OUT")
+    for taken in (target, temporary_name(target)):
+        if taken.exists() and source.samefile(taken):
+            raise UserError(f"{taken} is IN itself, and OUT would take its place; give another OUT")
+    if os.path.lexists(target) and not force:
+        raise UserError(f"{target} exists; --force replaces it")
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent}: no such folder")
+    if find_spec("constriction") is None:
+        raise UserError("compression needs the package constriction: pip install 'rnn_lm[compression]'")
+
+
+@contextmanager
+def opened(
+    source: Path, target: Path, *, what: str, total: int
+) -> Iterator[tuple[BufferedIOBase, BufferedIOBase, Callable[[int], None]]]:
+    """IN, OUT, and what to call as bytes are done, of `total`: a bar on a terminal.
+
+    OUT is there only when all has gone well. A signal ends the command at the next call, and leaves nothing.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with deferred_signals() as pending, bar, source.open("rb") as given, replacing(target) as written:
+        task = bar.add_task(what, total=total)
+
+        def advance(size: int) -> None:
+            if pending.signum:
+                raise Stopped(pending.signum, "stopped; nothing was written")
+            bar.advance(task, size)
+
+        yield given, written, advance
+        advance(0)

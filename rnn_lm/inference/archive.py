@@ -1,0 +1,100 @@
+"""The format of an archive: a header, then blocks, each with a checksum of its own."""
+
+import json
+import os
+import platform
+import struct
+import zlib
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from io import BufferedIOBase
+
+import jax
+
+from rnn_lm.errors import UserError
+
+MAGIC = b"rnn_lm\x00\x01"  # the last byte is the format's version
+MAX_HEADER = 2**26  # bytes; what claims more is no header
+CODED, STORED = 0, 1  # kinds of blocks: what the model would make longer is kept as it is
+_LENGTHS = struct.Struct("<II")  # of the header, and its CRC-32
+_BLOCK = struct.Struct("<BIII")  # kind, length, CRC-32 of what follows and of the bytes that it decodes to
+
+
+@dataclass(frozen=True)
+class Header:
+    """What must be known before the first block."""
+
+    model: str  # fingerprint of the model and its vocabulary
+    mix: str  # what the network is mixed with
+    dynamic: bool
+    size: int  # bytes of the file
+    sha256: str  # of the file
+    shifts: str  # a digit for each lane: how many bytes later than in equal parts it starts, not to cut a character
+    units: int  # what the model reads: characters of the file, or its bytes
+    characters: int
+    unknown: dict[int, int]  # the code of each one that the vocabulary lacks → how often it stands in the file
+    probe: str  # hash of the frequencies that the model gave for a fixed text
+    made_with: dict[str, str]
+
+    def write(self, file: BufferedIOBase) -> None:
+        packed = zlib.compress(json.dumps(asdict(self), separators=(",", ":")).encode(), 9)
+        file.write(MAGIC + _LENGTHS.pack(len(packed), zlib.crc32(packed)) + packed)
+
+    @classmethod
+    def read(cls, file: BufferedIOBase) -> "Header":
+        """The header of an archive, which is left at its first block.
+
+        Raises:
+          UserError: where there is none, or it is damaged.
+        """
+        magic = file.read(len(MAGIC))
+        if magic[:-1] != MAGIC[:-1]:
+            raise UserError("no archive: `compress` did not write it")
+        if magic != MAGIC:
+            raise UserError(f"an archive of format {magic[-1]}; this version of rnn_lm reads format {MAGIC[-1]}")
+        try:
+            length, checksum = _LENGTHS.unpack(file.read(_LENGTHS.size))
+            packed = file.read(min(length, MAX_HEADER))
+            if zlib.crc32(packed) != checksum:
+                raise ValueError("checksum")
+            fields = json.loads(zlib.decompressobj().decompress(packed, MAX_HEADER))
+            return cls(**fields | {"unknown": {int(code): count for code, count in fields["unknown"].items()}})
+        except (ValueError, TypeError, KeyError, AttributeError, struct.error, zlib.error) as error:
+            raise UserError("the archive is damaged: its header cannot be read") from error
+
+
+def write_block(file: BufferedIOBase, kind: int, content: bytes, raw: bytes) -> None:
+    """A block that decodes to `raw`."""
+    file.write(_BLOCK.pack(kind, len(content), zlib.crc32(content), zlib.crc32(raw)) + content)
+
+
+def read_block(file: BufferedIOBase, longest: int) -> tuple[int, bytes, int]:
+    """The kind of the next block, its content, and the CRC-32 of what it decodes to.
+
+    Raises:
+      UserError: where it is cut short, damaged, or longer than any can be.
+    """
+    start = file.read(_BLOCK.size)
+    if len(start) == _BLOCK.size:
+        kind, length, checksum, raw_checksum = _BLOCK.unpack(start)
+        content = file.read(min(length, longest))
+        if kind in (CODED, STORED) and len(content) == length and zlib.crc32(content) == checksum:
+            return kind, content, raw_checksum
+    raise damaged()
+
+
+def damaged() -> UserError:
+    return UserError("the archive is damaged: it was cut short, or bytes of it have changed")
+
+
+def machine() -> dict[str, str]:
+    """What the last bit of a probability may depend on."""
+    from numpy._core._multiarray_umath import __cpu_features__  # numpy prints them, but has no function for them
+
+    features = " ".join(sorted(name for name, has in __cpu_features__.items() if has))
+    return {
+        **{name: version(name) for name in ("jax", "jaxlib", "constriction")},
+        "device": jax.devices()[0].device_kind,
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cpu": f"{platform.machine()} {zlib.crc32(features.encode()):08x}",
+    }

@@ -1,0 +1,95 @@
+"""What a model expects next in several texts side by side, as integers, so that it can be coded and decoded."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from rnn_lm.inference.dynamic import STEPS, Learned
+from rnn_lm.inference.reading import learn
+from rnn_lm.nn.models import LanguageModel
+
+TOTAL = 2**22  # what the frequencies of all tokens sum to; as shares of it they are exact in float32
+
+# Told the frequencies [L, V] and ln P [L, V] of the next tokens: which ones they are [L], and which are real [L].
+Choose = Callable[[Int[np.ndarray, "L V"], Float[np.ndarray, "L V"]], tuple[np.ndarray, np.ndarray]]
+
+
+class State(NamedTuple):
+    """Of the model, between two blocks of tokens."""
+
+    learned: Learned
+    carry: Any
+    last: Int[np.ndarray, "L"]  # the tokens read last
+
+
+class Lanes:
+    """A model that reads L texts side by side, token by token, in one compiled step of one shape.
+
+    Whoever writes and whoever reads an archive goes through the very same steps: one probability that differed in its
+    last bit would spoil all that follows.
+
+    Args:
+      model: what predicts the next token.
+      size: L, the number of texts.
+      first: the token that stands before each text.
+      escape: the probability of id 0, which stands for what the vocabulary lacks.
+      dynamic: whether the model learns from what it has read.
+    """
+
+    def __init__(self, model: LanguageModel, size: int, *, first: int, escape: float, dynamic: bool):
+        self._graphdef, *states = nnx.split(model, nnx.Param, ...)
+        params, self._rest = states
+        self._escape = np.log(np.maximum([escape, 1 - escape], 1e-30)).astype(np.float32)
+        self._dynamic = dynamic
+        self.start = State(Learned.nothing(params), model.initialize_carry(size), np.full(size, first, np.int32))
+
+    def read(self, state: State, steps: int, choose: Choose) -> State:
+        """Goes on by so many tokens of each text."""
+        learned, carry, last = state
+        window: list[tuple[np.ndarray, ...]] = []
+        for _ in range(steps):
+            if not window:
+                window_carry = carry
+            carry, frequencies, log_probs = _step(self._graphdef, self._rest, learned.params, carry, last, self._escape)
+            tokens, real = choose(np.asarray(frequencies), np.asarray(log_probs))
+            # What the vocabulary lacks teaches nothing: its probability is the file's.
+            window.append((last, tokens, real & (tokens > 0)))
+            last = tokens
+            if len(window) == STEPS:
+                if self._dynamic:
+                    texts = map(np.stack, zip(*window, strict=True))
+                    learned, _ = learn(self._graphdef, self._rest, learned, window_carry, *texts)
+                window = []
+        return State(learned, carry, last)
+
+
+def frequencies_of(probs: Float[Array, "L V"]) -> Int[Array, "L V"]:
+    """Probabilities as integers that sum to `TOTAL`, none below 1, so that everything can be coded.
+
+    What rounding leaves over goes to the likeliest token.
+    """
+    free = TOTAL - probs.shape[-1]
+    frequencies = 1 + jnp.floor(jnp.nan_to_num(probs) * free).astype(jnp.int32)
+    rows = jnp.arange(len(probs))
+    return frequencies.at[rows, probs.argmax(axis=-1)].add(TOTAL - frequencies.sum(axis=-1))
+
+
+@partial(jax.jit, static_argnums=0)
+def _step(
+    graphdef: nnx.GraphDef,
+    rest: nnx.State,
+    params: nnx.State,
+    carry: Any,
+    tokens: Int[Array, " L"],
+    escape: Float[Array, "2"],
+) -> tuple[Any, Int[Array, "L V"], Float[Array, "L V"]]:
+    carry, logits = nnx.merge(graphdef, params, rest)(carry, tokens[None])
+    known = jax.nn.log_softmax(logits[0, :, 1:].astype(jnp.float32)) + escape[1]
+    log_probs = jnp.concatenate([jnp.full_like(known[:, :1], escape[0]), known], axis=-1)
+    return carry, frequencies_of(jnp.exp(log_probs)), log_probs
