@@ -236,7 +236,7 @@ class _Codec:
             else:
                 raws, state, block_bits = self._decode_block(state, content, self.ends - places)
             sizes = np.array([len(raw) for raw in raws])
-            if zlib.crc32(b"".join(raws)) != checksum or (places + sizes > self.ends).any() or not sizes.any():
+            if zlib.crc32(b"".join(raws)) != checksum or (places + sizes > self.ends).any():
                 raise damaged()
             for place, raw in zip(places, raws, strict=True):
                 target.seek(int(place))

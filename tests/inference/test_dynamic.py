@@ -31,7 +31,17 @@ def ids():
     return np.random.default_rng(0).integers(0, 6, 3 * STEPS + 6).astype(np.int32)
 
 
-def test_it_is_the_rms_update_with_a_pull_back(model, ids):
+@pytest.fixture
+def faster(monkeypatch):
+    """Steps that are large enough to be told apart."""
+    monkeypatch.setattr(dynamic, "RATE", 2e-3)
+    monkeypatch.setattr(dynamic, "RETURN", 0.1)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def test_it_is_the_rms_update_with_a_pull_back(model, ids, faster):
     """A NumPy loop over the same gradients."""
     graphdef, params = nnx.split(model, nnx.Param)
     leaves, tree = jax.tree.flatten(params)
@@ -52,8 +62,23 @@ def test_it_is_the_rms_update_with_a_pull_back(model, ids):
             grad = np.asarray(grad, np.float64)
             squares[i] = 0.999 * squares[i] + 0.001 * grad**2
             step = grad / (np.sqrt(squares[i] / (1 - 0.999**update)) + 1e-6)
-            now[i] = now[i] - 8e-5 * np.sqrt(len(inputs) - 1) * step + 2e-4 * (start[i] - now[i])
+            now[i] = now[i] - 2e-3 * np.sqrt(len(inputs) - 1) * step + 0.1 * (start[i] - now[i])
     np.testing.assert_allclose(nats(model, ids), expected, rtol=2e-4)
+
+
+def test_padding_teaches_nothing(model, ids):
+    """A window of 5 tokens and 11 that are not real is one of 5: in its gradient and in the size of its step."""
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+
+    def after(size, real):
+        window = (jnp.asarray(ids[:size, None]), jnp.asarray(ids[1 : size + 1, None]), jnp.arange(size)[:, None] < real)
+        start = dynamic.Learned.nothing(states[0])
+        return reading.learn(graphdef, states[1], start, model.initialize_carry(1), *window)[0].params
+
+    padded, alone, whole = after(16, 5), after(5, 5), after(16, 16)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), padded, alone)
+    moved = [np.abs(p["b_q"][...] - model.b_q[...]).max() for p in (alone, whole)]
+    assert moved[1] / moved[0] == pytest.approx(np.sqrt(16 / 5), rel=1e-3)
 
 
 def test_a_token_is_predicted_before_it_is_learned(model, ids):

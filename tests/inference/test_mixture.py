@@ -50,6 +50,14 @@ def test_the_trie_gives_what_the_ngrams_do(smoothing):
     np.testing.assert_allclose(trie.probs(trie.empty(1))[0], np.exp(ngram.log_probs([])), atol=1e-6)
 
 
+def test_a_context_that_nothing_follows_is_none():
+    trie = NGramTrie(NGramLM.fit(np.array([1, 2, 1, 2, 3]), order=3, vocab_size=4))
+    assert (np.asarray(trie.read(trie.empty(1), jnp.array([[1], [3]])))[:, 0] >= 0).tolist() == [
+        [True, True, False],  # 1 alone: no context of two tokens yet
+        [True, False, False],  # 3 ends the text
+    ]
+
+
 def test_add_alpha_has_no_trie():
     with pytest.raises(ValueError, match="Kneser-Ney"):
         NGramTrie(NGramLM.fit(a_text(50, 0), order=2, vocab_size=SIZE, smoothing="add_alpha"))
