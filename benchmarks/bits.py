@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> None:
         alone, after = len(pack(data)), len(pack(before + data)) - len(pack(before))
         row(name, f"{8 * alone / characters:.3f}", f"{alone:,}", f"{8 * after / characters:.3f}", f"{after:,}")
 
-    model, vocabulary = rnn_lm.load(workdir)
-    mixture, _ = rnn_lm.load(workdir, mix="ngram")
+    mixture, vocabulary = rnn_lm.load(workdir, mix="ngram")
+    model = mixture.model
     ngram, split = NGramLM.load(workdir / NGRAM), text_split(vocabulary, text)
     bits = ngram.nll(split.ids) * split.tokens / np.log(2)
     size = (workdir / NGRAM).stat().st_size

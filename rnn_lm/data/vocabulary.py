@@ -83,13 +83,19 @@ class Vocabulary:
         if isinstance(tokens, list):
             return np.fromiter((self._ids.get(token, 0) for token in tokens), np.int32, len(tokens))
         if isinstance(tokens, bytes):
-            codes = np.frombuffer(tokens, np.uint8)
-            known = {int(token): i for token, i in self._ids.items()}
-        else:
-            codes = np.frombuffer(tokens.encode("utf-32-le"), np.uint32)
-            known = {ord(str(token)): i for token, i in self._ids.items()}
-        table = np.zeros(max([*known, codes.max(initial=0)], default=0) + 1, np.int32)
-        table[list(known)] = list(known.values())
+            return self.encode_codes(np.frombuffer(tokens, np.uint8))
+        return self.encode_codes(np.frombuffer(tokens.encode("utf-32-le"), np.uint32))
+
+    @property
+    def codes(self) -> np.ndarray:
+        """What each id stands for, in a vocabulary of characters or bytes: the code point, the byte; 0 for `<unk>`."""
+        return np.array([0, *(t if isinstance(t, int) else ord(t) for t in self.tokens[1:])], np.uint32)
+
+    def encode_codes(self, codes: np.ndarray) -> np.ndarray:
+        """The ids of code points, or of bytes, in an array of any shape."""
+        known = self.codes[1:]
+        table = np.zeros(int(max(known.max(initial=0), codes.max(initial=0))) + 1, np.int32)
+        table[known] = np.arange(1, len(self))
         return table[codes]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -33,7 +33,7 @@ class Header:
     units: int  # what the model reads: characters of the file, or its bytes
     characters: int
     unknown: dict[int, int]  # the code of each one that the vocabulary lacks → how often it stands in the file
-    probe: str  # hash of the frequencies that the model gave for a fixed text
+    probe: str  # hash of a fixed text's frequencies and code
     made_with: dict[str, str]
 
     def write(self, file: BufferedIOBase) -> None:

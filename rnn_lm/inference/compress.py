@@ -208,9 +208,10 @@ class _Codec:
                     self.units.codes(source.read(min(end - place, BLOCK_UNITS * self.units.max_bytes)))[:BLOCK_UNITS]
                 )
             raws = [self.units.join(part) for part in parts]
-            raw, stored = b"".join(raws), struct.pack(f"<{len(raws)}H", *map(len, raws)) + b"".join(raws)
+            raw = b"".join(raws)
             if not raw:
                 raise _changed()
+            stored = struct.pack(f"<{len(raws)}H", *map(len, raws)) + raw
             if keep:
                 self.on_progress(len(raw))
             else:

@@ -103,7 +103,6 @@ class Mixture(LanguageModel):
         self.model = model
         self.trie = NGramTrie(ngram)
         self.bucket = nnx.Variable(jnp.asarray(buckets(ngram), jnp.int32))  # of each context
-        weights = np.asarray(weights, np.float64)
         self.w_mix = nnx.Param(jnp.asarray(np.log(weights / (1 - weights)) / WEIGHT_SCALE, jnp.float32))
 
     @property

@@ -39,19 +39,20 @@ def read(
     Yields which steps, the nats of each label (0 where it is not `valid`), and the largest |h| (and |c|) among them.
     """
     graphdef, *states = nnx.split(model, nnx.Param, ...)
-    learned, rest = Learned.nothing(states[0]), states[1]
+    params, rest = states
+    learned = Learned.nothing(params) if dynamic else None
     length, width = inputs.shape
     steps = max(1, min(length, MAX_LOGITS // (width * model.vocab_size)))
-    if dynamic:
+    if learned is not None:
         steps = STEPS * max(1, min(-(-length // STEPS), steps // STEPS, MAX_UPDATES))
     for start in range(0, length, steps):
         # The last chunk is filled up, so that all have one shape and one compilation serves them.
         missing = max(0, start + steps - length)
         chunk = [np.pad(a[start : start + steps], ((0, missing), (0, 0))) for a in (inputs, labels, valid)]
-        if dynamic:
+        if learned is not None:
             learned, result = _learn_window(graphdef, rest, learned, carry, *chunk)
         else:
-            result = _read_window(graphdef, rest, learned.params, carry, *chunk)
+            result = _read_window(graphdef, rest, params, carry, *chunk)
         carry = result.carry
         largest = {letter: float(value) for letter, value in result.max_abs.items()}
         yield slice(start, start + steps), np.asarray(result.nats, np.float64)[: steps - missing], largest

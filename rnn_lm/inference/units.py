@@ -44,9 +44,8 @@ class Units:
     def __init__(self, vocabulary: Vocabulary):
         self.of_bytes = vocabulary.kind == "byte"
         self.max_bytes = 1 if self.of_bytes else 4  # of a unit
-        tokens = vocabulary.tokens[1:]
-        self.by_id = np.array([0, *(t if isinstance(t, int) else ord(t) for t in tokens)], np.uint32)
-        self._sorted = np.argsort(self.by_id[1:]) + 1  # ids
+        self.by_id = vocabulary.codes
+        self.ids = vocabulary.encode_codes
 
     def codes(self, data: bytes) -> UInt[np.ndarray, "N"]:
         """Those of some bytes. The first N of them do not change with what comes after N · `max_bytes` bytes."""
@@ -66,12 +65,6 @@ class Units:
             return np.ones(len(codes), np.int64)
         is_byte = (codes >= 0xDC80) & (codes < 0xDD00)
         return np.where(is_byte, 1, 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000))
-
-    def ids(self, codes: UInt[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """The ids of units, 0 for those that the vocabulary lacks."""
-        where = np.searchsorted(self.by_id[self._sorted], codes)
-        ids = self._sorted[np.minimum(where, len(self._sorted) - 1)]
-        return np.where(self.by_id[ids] == codes, ids, 0).astype(np.int32)
 
     def survey(self, file: BufferedIOBase, on_progress: Callable[[int], Any] = lambda size: None) -> Survey:
         """Looks through a file, from its start. `on_progress` is called now and then, with 0: nothing is coded yet."""

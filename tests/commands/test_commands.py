@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import rnn_lm
-from rnn_lm.commands import VERBS, main
+from rnn_lm.commands import VERBS
 from rnn_lm.commands.train import describe
 from rnn_lm.inference import evaluate as inference
 from rnn_lm.training.run_folder import corpus_of
@@ -40,18 +40,6 @@ def experiment(tmp_path, text_file):
         return str(path)
 
     return write
-
-
-@pytest.fixture
-def cli(capsys):
-    """Runs a command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()  # what came before is not of this command
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_training_prints_results_and_runs_can_be_used(cli, tmp_path, experiment):

@@ -9,23 +9,10 @@ from pathlib import Path
 import pytest
 
 import rnn_lm
-from rnn_lm.commands import main
 from rnn_lm.training.loop import train
 from tests.conftest import make_text, small_config
 
 ROOT = Path(rnn_lm.__file__).parents[1]
-
-
-@pytest.fixture
-def cli(capsys):
-    """Runs a command: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

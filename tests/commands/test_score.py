@@ -5,18 +5,15 @@ import numpy as np
 import pytest
 
 import rnn_lm
-from rnn_lm.commands import main
 from rnn_lm.commands.surprise import in_terminal, shown
 
 
 @pytest.fixture
-def cli(capsys):
+def cli(cli):
     """Runs a command: exit code, rows of stdout, stderr."""
 
     def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
+        code, out, err = cli(*arguments)
         return code, [json.loads(line) for line in out.splitlines()], err
 
     return run
