@@ -33,6 +33,7 @@ _HOMES = {
     "score": "rnn_lm.inference.score",
     "default_config": "rnn_lm.training.config",
     "train": "rnn_lm.training.loop",
+    "sweep": "rnn_lm.training.sweep",
     "load": "rnn_lm.training.run_folder",
 }
 __all__ = [*_HOMES]

@@ -1,9 +1,11 @@
 """Writing files so that a reader, or a crash, never sees half of one."""
 
+import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
@@ -23,6 +25,22 @@ def replacing(path: Path) -> Iterator[BufferedIOBase]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone_in(folder: Path, give_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Waits until no other process, or thread, is in here with that folder; not for longer than `give_up` lets it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        while not give_up():
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(handle)  # which unlocks
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -19,7 +19,7 @@ def learning_curve(
     path: Path, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], caption: str
 ) -> None:
     """Perplexity against tokens trained on, for train and validation, with baselines as horizontal lines."""
-    figure, [axes] = _figure(caption)
+    figure, [axes] = new_figure(caption)
     names = {"train": "training", "valid": "validation"}
     for split, colour, marker in [("train", "tab:blue", ""), ("valid", "tab:orange", "o")]:
         points = [(x["tokens"], x["perplexity"]) for x in lines if x["split"] == split and x["perplexity"]]
@@ -34,15 +34,15 @@ def learning_curve(
         yscale="log",
     )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    _plain_ticks(axes.yaxis, subs=(1, 2, 3, 5))
+    plain_ticks(axes.yaxis, subs=(1, 2, 3, 5))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def gradients_by_lag(path: Path, section: Mapping[str, Any]) -> None:
     """The median and the quantiles of ‖∂L_t/∂h_{t−k}‖ over k, and the rate that the Jacobians predict."""
-    figure, [axes] = _figure(section["finding"])
+    figure, [axes] = new_figure(section["finding"])
     for (letter, quantiles), colour in zip(section["quantiles"].items(), ["tab:blue", "tab:green"], strict=False):
         q = {name: np.array(values) for name, values in quantiles.items()}
         first = 0 if letter == "h" else 1  # the loss of step t reads h_t itself, but c_t only through later steps
@@ -67,12 +67,12 @@ def gradients_by_lag(path: Path, section: Mapping[str, Any]) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small", loc="lower left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def jacobians(path: Path, section: Mapping[str, Any]) -> None:
     """The eigenvalues of W_hh in the complex plane, its singular values, and the Lyapunov exponents."""
-    figure, [plane, values, exponents] = _figure(section["finding"], columns=3, size=(15, 5))
+    figure, [plane, values, exponents] = new_figure(section["finding"], columns=3, size=(15, 5))
     for gate in section["w_hh"]:
         name = f"$W_{{h{gate['gate']}}}$" + (f", layer {gate['layer']}" if section["w_hh"][-1]["layer"] > 1 else "")
         eigenvalues = np.array(gate["eigenvalues"])
@@ -92,12 +92,12 @@ def jacobians(path: Path, section: Mapping[str, Any]) -> None:
     for axes in (plane, values, exponents):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="x-small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
     """Cosine and bias of the truncated gradient against the full one, over τ."""
-    figure, [cosine, bias] = _figure(section["finding"], columns=2)
+    figure, [cosine, bias] = new_figure(section["finding"], columns=2)
     longest = max(row["steps"] for row in section["rows"])  # there nothing is truncated
     rows = [row for row in section["rows"] if row["steps"] < longest and row["bias"] > 1e-5]
     for kind, marker, colour in [("segment", "s", "tab:orange"), ("window", "o", "tab:blue")]:
@@ -110,19 +110,19 @@ def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
         axes.plot([], [], color="gray", alpha=0.4, label="pale: single parameters")
     cosine.set(title="Direction", ylabel="cosine between truncated and full gradient")
     bias.set(title="Bias", ylabel="‖truncated − full‖ / ‖full‖ (logarithmic)", yscale="log")
-    _plain_ticks(bias.yaxis, subs=(1, 2, 5))
+    plain_ticks(bias.yaxis, subs=(1, 2, 5))
     for axes in (cosine, bias):
         axes.set_xlabel("τ: steps until the gradient stops")
         axes.set_xscale("log", base=2)
-        _plain_ticks(axes.xaxis)
+        plain_ticks(axes.xaxis)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def randomized_truncation(path: Path, section: Mapping[str, Any]) -> None:
     """Over π: how far the mean of the draws is from the full gradient, and how far a single draw."""
-    figure, [axes] = _figure(section["finding"])
+    figure, [axes] = new_figure(section["finding"])
     rows = [row for row in section["rows"] if row["parameter"] == "all"]
     names = {
         "standard_deviation": ("one draw", "o"),
@@ -143,33 +143,33 @@ def randomized_truncation(path: Path, section: Mapping[str, Any]) -> None:
     ticks = [f"{row['keep_probability']:g}\n({row['steps']:.0f})" for row in rows]
     axes.set_xticks([row["steps"] for row in rows], ticks)
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _plain_ticks(axes.yaxis, subs=(1, 2, 5))
+    plain_ticks(axes.yaxis, subs=(1, 2, 5))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def clipping(path: Path, section: Mapping[str, Any]) -> None:
     """The gradient's norm before and after clipping, and how often clipping acted, through the run."""
-    figure, [norms, share] = _figure(section["finding"], rows=2, ratios=[3, 1])
+    figure, [norms, share] = new_figure(section["finding"], rows=2, ratios=[3, 1])
     for what, name in [("grad_norm", "before clipping"), ("clipped_norm", "after")]:
         _over(norms, [line for line in section["lines"] if line.get(what)], "step", what, label=name)
     if section["clip_norm"]:
         norms.axhline(section["clip_norm"], color="gray", linestyle=":", label=f"clip_norm = {section['clip_norm']:g}")
     norms.set(title="Gradient norms through the run", ylabel="global norm (logarithmic)", yscale="log")
-    _plain_ticks(norms.yaxis, subs=(1, 2, 5))
+    plain_ticks(norms.yaxis, subs=(1, 2, 5))
     clipped = [{"step": line["step"], "%": 100 * line["clipped"]} for line in section["lines"] if "clipped" in line]
     _over(share, clipped, "step", "%", color="tab:red")
     share.set(xlabel="step", ylabel="steps clipped (%)", ylim=(-5, 105))
     for axes in (norms, share):
         axes.grid(alpha=0.3)
     norms.legend(frameon=False, fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def cost(path: Path, section: Mapping[str, Any]) -> None:
     """Memory and time of the gradient over T, for each way back through time."""
-    figure, [memory, seconds] = _figure(section["finding"], columns=2)
+    figure, [memory, seconds] = new_figure(section["finding"], columns=2)
     names = {"cached": "all states kept", "remat": "most computed again", "truncated": "truncated at segments"}
     for (way, name), marker in zip(names.items(), "os^", strict=True):
         rows = [row for row in section["rows"] if row["way"] == way]
@@ -182,11 +182,11 @@ def cost(path: Path, section: Mapping[str, Any]) -> None:
     for axes in (memory, seconds):
         axes.set(xlabel=f"T: steps, of {section['batch_size']} sequences", yscale="log")
         axes.set_xscale("log", base=2)
-        _plain_ticks(axes.xaxis)
-        _plain_ticks(axes.yaxis, subs=(1, 2, 5))
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis, subs=(1, 2, 5))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 MAX_COLUMNS = 72  # of text in a picture
@@ -194,7 +194,7 @@ MAX_COLUMNS = 72  # of text in a picture
 
 def strategies(path: Path, section: Mapping[str, Any]) -> None:
     """The book's figure of the three strategies: a text, cut where the gradient stops."""
-    figure, [axes] = _figure(section["finding"], size=(12, 3.2))
+    figure, [axes] = new_figure(section["finding"], size=(12, 3.2))
     shown = [token.replace("\n", "↵").replace("\t", "→") for token in section["tokens"]]
     font = get_font(findfont("monospace"))
     lefts = np.cumsum([0, *(len(token) + (len(token) > 1) for token in shown)])
@@ -212,7 +212,7 @@ def strategies(path: Path, section: Mapping[str, Any]) -> None:
         axes.text(-1, -row, name, ha="right", va="center")
     axes.set(title="Three ways to go back through time", xlim=(-9, lefts[len(tokens)] + 0.5), ylim=(-2.6, 0.6))
     axes.set_axis_off()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 # What `inspect` finds, each with its picture.
@@ -229,7 +229,7 @@ INSPECTION = {
 
 def perplexity_by_context(path: Path, result: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """How well each model predicts over how many tokens it has seen."""
-    figure, [axes] = _figure(
+    figure, [axes] = new_figure(
         "An n-gram model is one model for each context. A network is one model for all of them: here it starts afresh, "
         "reads so many tokens of the text, and is asked for the next."
     )
@@ -245,17 +245,17 @@ def perplexity_by_context(path: Path, result: Mapping[str, Any], names: Mapping[
         yscale="log",
         xlim=(-0.1, None),
     )
-    _plain_ticks(axes.xaxis)
-    _plain_ticks(axes.yaxis, subs=(1, 2, 3, 5))
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis, subs=(1, 2, 3, 5))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def parameters(path: Path, result: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """How many numbers each model has, over how far it looks."""
     counts, size = result["num_params_by_order"], result["corpus"]["vocab_size"]
-    figure, [axes] = _figure(
+    figure, [axes] = new_figure(
         f"Each further token multiplies the possible n-grams by |V| = {size}; a text fills few of them. To an MLP it "
         "adds a block of weights, to a recurrent network nothing."
     )
@@ -272,14 +272,14 @@ def parameters(path: Path, result: Mapping[str, Any], names: Mapping[str, str]) 
     )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 # What `compare` finds.
 COMPARISON = {"perplexity_by_context": perplexity_by_context, "parameters": parameters}
 
 
-def _figure(
+def new_figure(
     caption: str,
     *,
     rows: int = 1,
@@ -295,7 +295,7 @@ def _figure(
     return figure, list(grid.flat)
 
 
-def _plain_ticks(axis: Any, subs: Sequence[int] | None = None) -> None:
+def plain_ticks(axis: Any, subs: Sequence[float] | None = None) -> None:
     """Numbers as they are, `subs` of each power of ten, on a logarithmic axis."""
     if subs:
         axis.set_major_locator(LogLocator(subs=subs))
@@ -308,7 +308,7 @@ def _over(axes: Any, rows: Sequence[Mapping[str, Any]], x: str, y: str, **style:
     axes.plot([row[x] for row in rows], [row[y] for row in rows], **{"markersize": 4} | style)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         drawn = [np.asarray(line.get_xydata(), float) for line in axes.lines if line.get_transform() == axes.transData]
         if not any(((xy > 0) & np.isfinite(xy)).all(1).any() for xy in drawn):

@@ -13,17 +13,20 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from rnn_lm.data.corpus import Corpus, Split, load_corpus
-from rnn_lm.errors import UserError
+from rnn_lm.errors import Diverged, UserError
 from rnn_lm.files import temporary_name, write_json
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.inference.reading import MAX_LOGITS
+from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.ngram import MAX_ORDER, NGramLM
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import LanguageModel
 from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS
 from rnn_lm.training.config import FIELDS, check_config, set_field, tokens_per_step
-from rnn_lm.training.loop import batches_of, check_memory, new_state, train
-from rnn_lm.training.run_folder import CONFIG, check_folder, free_folder, load, make_model, read_config
+from rnn_lm.training.members import Member, check_members
+from rnn_lm.training.results import NGRAMS, PLOTS
+from rnn_lm.training.run_folder import SUMMARY, free_folder, load, make_model, read_diverged, read_json
+from rnn_lm.training.sweep import counts_path, train_members
 
 RESULT = "compare.json"
 NETWORKS = ("mlp", "elman", "gru", "lstm")
@@ -43,22 +46,35 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any]
       Diverged, Stopped: as `train` does.
     """
     configs = {name: config_of(config, name) for name in NETWORKS}
-    for member in configs.values():
-        check_config(member)
+    for member_config in configs.values():
+        check_config(member_config)
     corpus = load_corpus(**config.corpus)
     check_compare_folder(workdir)
-    for name, member in configs.items():
-        check_member(workdir / name, member, corpus)
+    members = [Member(name, {}, configs[name], workdir / name, corpus) for name in NETWORKS]
+    check_members(members, workdir)
     part = "test" if corpus.test.tokens else "valid"
     split: Split = getattr(corpus, part)
 
     ngrams, counted = score_ngrams(corpus, split, on_progress)
-    networks, contexts = [], {}
-    for number, (name, member) in enumerate(configs.items(), start=1):
-        on_progress(f"network {number} of {len(configs)}: {name}, in {workdir / name}")
-        summary = train(member, workdir / name, started=time.perf_counter(), ngram=counted)
-        networks.append(_network_row(name, member, summary, part))
+    counted.save(counts_path(workdir / NGRAMS, corpus))
+    on_progress(f"training {', '.join(NETWORKS)}")
+    with deferred_signals() as pending:  # one after the other, so that each one's speed is its own
+        train_members(members, workdir / NGRAMS, stop=lambda: bool(pending.signum), devices=jax.local_devices()[:1])
+        if pending.signum:
+            raise Stopped(pending.signum, "stopped, and what was trained is saved; the same command goes on from there")
+    for member in members:
+        if diverged := read_diverged(member.workdir):
+            what = f"{diverged['what']} is not finite at step {diverged['step']}"
+            raise Diverged(
+                f"training of {member.name} diverged: {what}; try a smaller learning rate in a new --workdir"
+            )
+    summaries = {name: read_json(workdir / name / SUMMARY) for name in NETWORKS}
+    networks = [_network_row(name, configs[name], summaries[name], part) for name in NETWORKS]
+    contexts = {}
+    for name in NETWORKS:
+        on_progress(f"measuring what {name} makes of a longer context")
         contexts[name] = use_of_context(load(workdir / name)[0], split.ids, MAX_CONTEXT)
+    summary = summaries[NETWORKS[0]]
     result = {
         "split": part,
         "tokens": split.tokens,
@@ -97,23 +113,11 @@ def check_compare_folder(workdir: Path) -> None:
     free = free_folder(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a folder, such as {free}")
-    ours = {*NETWORKS, RESULT, temporary_name(workdir / RESULT).name, "plots"}
+    ours = {*NETWORKS, RESULT, temporary_name(workdir / RESULT).name, NGRAMS, PLOTS}
     if workdir.is_dir() and (others := {path.name for path in workdir.iterdir()} - ours):
         raise UserError(
             f"--workdir={workdir} holds other things than a comparison, such as {min(others)}; "
             f"give a free folder, such as --workdir={free}"
-        )
-
-
-def check_member(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
-    """Raises UserError for what would stop a network's training, before anything takes time."""
-    check_folder(workdir, config, corpus, named=workdir.parent)
-    batches_of(config, corpus)
-    check_memory(jax.eval_shape(partial(new_state, config, len(corpus.vocabulary))))
-    if (workdir / CONFIG).exists() and (steps := read_config(workdir)[0].steps) > config.steps:
-        raise UserError(
-            f"--workdir={workdir.parent} compares after {steps} steps; give --config.steps of at least that, or a free "
-            f"folder, such as --workdir={free_folder(workdir.parent)}"
         )
 
 

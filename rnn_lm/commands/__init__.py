@@ -19,6 +19,7 @@ VERBS = {
     "decompress": "the file that `compress` made an archive of",
     "inspect": "what gradients do in a trained model",
     "compare": "n-grams, an MLP and three recurrent networks on one text",
+    "sweep": "many models from one file, and which of them is the best",
 }
 OVERVIEW = """\
 Recurrent neural network language models.

@@ -68,7 +68,9 @@ def define_dynamic_flag(flags: FlagValues) -> None:
 
 def define_config_flags(flags: FlagValues, about_workdir: str) -> None:
     """Of the verbs that train; `config_of` reads the first."""
-    absl_flags.DEFINE_string("config", None, "the experiment: a Python file with get_config()", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "config", None, "the experiment: a Python file with get_config() (and, for sweep, sweep())", flag_values=flags
+    )
     about = f"{about_workdir} where it is not given, NAME being the config file's"
     absl_flags.DEFINE_string("workdir", None, about, flag_values=flags)
 

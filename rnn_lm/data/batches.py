@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,8 @@ class Batches:
     of an epoch, so positions stay small numbers however long the text is.
     """
 
-    rows: Int[Array, "R S"]
-    seed: int | Int[Array, ""]
+    rows: Int[Array, "R S"] | Any  # Any: what JAX puts in its place when it describes a program
+    seed: int | Int[Array, ""] | Any
     batch_size: int = field(metadata={"static": True})
     segment_length: int = field(metadata={"static": True})
     partition: str = field(metadata={"static": True})

@@ -1,13 +1,13 @@
 """How well a model predicts a text."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from rnn_lm.inference.reading import MAX_LOGITS, read
+from rnn_lm.inference.reading import MAX_LOGITS, read, read_side_by_side
 from rnn_lm.nn.models import LanguageModel
 
 MAX_WINDOWS = 256  # side by side in one call
@@ -69,10 +69,8 @@ def evaluate(
         raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
     if dynamic and reset_every:
         raise ValueError("what is learned is not taken back: give either reset_every or dynamic")
-    scored = len(ids) - 1
-    length = min(reset_every or scored, scored)
     total = Evaluation(0.0, 0)
-    for inputs, labels, valid in _cut(ids, length, max(1, min(MAX_WINDOWS, MAX_LOGITS // model.vocab_size))):
+    for inputs, labels, valid in _cut(ids, reset_every, model.vocab_size):
         carry = model.initialize_carry(inputs.shape[1])
         for part, nats, largest in read(model, carry, inputs, labels, valid, dynamic=dynamic):
             tokens = int(valid[part].sum())
@@ -81,11 +79,31 @@ def evaluate(
     return total
 
 
-def _cut(ids: np.ndarray, length: int, width: int) -> Iterator[list[np.ndarray]]:
-    """Windows of `length` tokens, at most `width` side by side: inputs, labels and which are real, all [T, B]."""
+def evaluate_side_by_side(
+    models: Sequence[LanguageModel], ids: np.ndarray, *, reset_every: int = 0
+) -> list[Evaluation]:
+    """`evaluate` of models that differ in their numbers only, several as one program (which rounds otherwise)."""
+    if len(models) == 1:
+        return [evaluate(models[0], ids, reset_every=reset_every)]
+    totals = [Evaluation(0.0, 0) for _ in models]
+    for inputs, labels, valid in _cut(ids, reset_every, len(models) * models[0].vocab_size):
+        for part, nats, largest in read_side_by_side(models, inputs, labels, valid):
+            tokens = int(valid[part].sum())
+            for lane in range(len(models)):
+                max_abs = {letter: float(values[lane]) for letter, values in largest.items()}
+                totals[lane] += Evaluation(float(nats[lane].sum()), tokens, max_abs)
+    return totals
+
+
+def _cut(ids: np.ndarray, reset_every: int, numbers: int) -> Iterator[list[np.ndarray]]:
+    """Windows of `reset_every` tokens (0: one of all): inputs, labels and which are real, all [T, B].
+
+    As many are side by side as a call may make logits for; one token takes so many `numbers`.
+    """
     scored = len(ids) - 1
+    length = min(reset_every or scored, scored)
     count = -(-scored // length)
-    width = min(count, width)
+    width = max(1, min(count, MAX_WINDOWS, MAX_LOGITS // numbers))
     filled = np.pad(ids, (0, -(-count // width) * width * length + 1 - len(ids)))
     for start in range(0, count * length, width * length):
         stop = start + width * length

@@ -1,5 +1,6 @@
 """New text from a model, token by token, in a compiled scan."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,18 @@ def generate(
     return np.concatenate(tokens)[:length].T
 
 
+def generate_side_by_side(
+    models: Sequence[LanguageModel], prompt: np.ndarray, length: int, *, keys: Sequence[Key[Array, ""]]
+) -> Int[np.ndarray, "M length"]:
+    """`generate` of one text by each of several models that differ in their numbers only, several as one program."""
+    if len(models) == 1:
+        return generate(models[0], prompt, length, key=keys[0])
+    graphdefs, weights = zip(*(nnx.split(model) for model in models), strict=True)
+    together = jax.tree.map(lambda *lanes: jnp.stack(lanes), *weights)
+    start = jnp.asarray(prompt, jnp.int32)
+    return np.asarray(_generate_side_by_side(graphdefs[0], together, start, jnp.stack(keys), length=length))
+
+
 def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
     """The logits with −∞ for all but the `top_k` likeliest tokens (0: all) and the nucleus of probability `top_p`.
 
@@ -74,6 +87,17 @@ def _read(
     model = nnx.merge(graphdef, weights)
     carry, logits = model(model.initialize_carry(1), prompt[:, None])
     return jax.tree.map(lambda a: jnp.repeat(a, num_samples, axis=0), (carry, logits[-1]))
+
+
+@partial(jax.jit, static_argnames=("graphdef", "length"))
+def _generate_side_by_side(
+    graphdef: nnx.GraphDef, weights: nnx.State, prompt: Int[Array, " P"], keys: Key[Array, " M"], *, length: int
+) -> Int[Array, "M length"]:
+    def one(weights: nnx.State, key: Key[Array, ""]) -> Int[Array, " length"]:
+        state, keys = _read(graphdef, weights, prompt, num_samples=1), jax.random.fold_in(key, 0)[None]
+        return _draw(graphdef, weights, keys, 1.0, state, 0, steps=length, top_k=0, top_p=1.0)[1][:, 0]
+
+    return jax.vmap(one)(weights, keys)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "steps", "top_k", "top_p"))

@@ -1,6 +1,6 @@
 """Texts, read side by side → what each token cost, in steps that bound the memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,17 +45,42 @@ def read(
     steps = max(1, min(length, MAX_LOGITS // (width * model.vocab_size)))
     if learned is not None:
         steps = STEPS * max(1, min(-(-length // STEPS), steps // STEPS, MAX_UPDATES))
-    for start in range(0, length, steps):
-        # The last chunk is filled up, so that all have one shape and one compilation serves them.
-        missing = max(0, start + steps - length)
-        chunk = [np.pad(a[start : start + steps], ((0, missing), (0, 0))) for a in (inputs, labels, valid)]
+    for part, chunk in _chunks(steps, inputs, labels, valid):
         if learned is not None:
             learned, result = _learn_window(graphdef, rest, learned, carry, *chunk)
         else:
             result = _read_window(graphdef, rest, params, carry, *chunk)
         carry = result.carry
         largest = {letter: float(value) for letter, value in result.max_abs.items()}
-        yield slice(start, start + steps), np.asarray(result.nats, np.float64)[: steps - missing], largest
+        yield part, np.asarray(result.nats, np.float64)[: len(inputs[part])], largest
+
+
+def read_side_by_side(
+    models: Sequence[LanguageModel],
+    inputs: Int[np.ndarray, "T B"],
+    labels: Int[np.ndarray, "T B"],
+    valid: Bool[np.ndarray, "T B"],
+) -> Iterator[tuple[slice, Float[np.ndarray, "M t B"], dict[str, Float[np.ndarray, " M"]]]]:
+    """The same by M models that differ in their numbers only, as one program; each begins with its initial state."""
+    graphdefs, states = zip(*(nnx.split(model) for model in models), strict=True)
+    length, width = inputs.shape
+    numbers = jax.tree.map(lambda *lanes: jnp.stack(lanes), *states)
+    carry = jax.tree.map(lambda h: jnp.stack(len(models) * [h]), models[0].initialize_carry(width))
+    steps = max(1, min(length, MAX_LOGITS // (len(models) * width * models[0].vocab_size)))
+    for part, chunk in _chunks(steps, inputs, labels, valid):
+        result = _read_window_side_by_side(graphdefs[0], numbers, carry, *chunk)
+        carry = result.carry
+        largest = {letter: np.asarray(values, np.float64) for letter, values in result.max_abs.items()}
+        yield part, np.asarray(result.nats, np.float64)[:, : len(inputs[part])], largest
+
+
+def _chunks(steps: int, *arrays: np.ndarray) -> Iterator[tuple[slice, list[np.ndarray]]]:
+    """So many steps at a time. The last chunk is filled up, so that one compilation serves all."""
+    length = len(arrays[0])
+    for start in range(0, length, steps):
+        missing = max(0, start + steps - length)
+        part = slice(start, start + steps)
+        yield part, [np.pad(array[part], ((0, missing), (0, 0))) for array in arrays]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -104,6 +129,12 @@ def _predict(
 @partial(jax.jit, static_argnums=0)
 def _read_window(graphdef: nnx.GraphDef, rest: nnx.State, params: nnx.State, carry: Any, *window: Array) -> Window:
     return _predict(nnx.merge(graphdef, params, rest), carry, *window)[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def _read_window_side_by_side(graphdef: nnx.GraphDef, numbers: nnx.State, carry: Any, *window: Array) -> Window:
+    """Of several models, whose numbers and carries have an axis in front."""
+    return jax.vmap(lambda numbers, carry: _predict(nnx.merge(graphdef, numbers), carry, *window)[1])(numbers, carry)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -302,7 +302,7 @@ class LSTMCell(Cell):
         return LSTMState(super().initialize_carry(input_shape), super().initialize_carry(input_shape))
 
 
-CELLS = {"elman": ElmanCell, "gru": GRUCell, "lstm": LSTMCell}
+CELLS: dict[str, type[Cell]] = {"elman": ElmanCell, "gru": GRUCell, "lstm": LSTMCell}
 
 
 class Stack(nnx.RNNCellBase):

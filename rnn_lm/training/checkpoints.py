@@ -5,6 +5,7 @@ All of orbax that the project uses is used here, because its API changes between
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,15 +29,21 @@ class Checkpoints:
     name the best step so far under "best": {"step": …}; that one is kept for as long as it is the best.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False):
+    # Orbax counts what it does in one number a process, by which its threads find each other: two of them that save at
+    # once wait for ever, or write where there is no folder yet.
+    _one_at_a_time = threading.RLock()
+
+    def __init__(self, folder: Path, *, read_only: bool = False, background: bool = True):
+        """`background`: saving goes on while the caller does, which only one in a process may want."""
         self.folder = folder
         self._best: int | None = None  # as of the last save
         verbosity = logging.get_verbosity()
         logging.set_verbosity(min(verbosity, logging.ERROR))  # it warns of read_only, which is what we want
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self, read_only=read_only, create=not read_only, enable_async_checkpointing=True
+            preservation_policy=self, read_only=read_only, create=not read_only, enable_async_checkpointing=background
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with self._one_at_a_time:
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         logging.set_verbosity(verbosity)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
@@ -46,7 +53,7 @@ class Checkpoints:
         return [i >= latest or checkpoint.step == self._best for i, checkpoint in enumerate(checkpoints)]
 
     def save(self, step: int, tree: Any, notes: dict[str, Any]) -> None:
-        """Copies the arrays and writes them while the caller goes on."""
+        """Copies the arrays and writes them."""
         arrays = {name: np.array(array) for name, array in named_leaves(tree).items()}
         sha256 = {name: _sha256(array) for name, array in arrays.items()}
         self._best = notes["best"]["step"]
@@ -92,7 +99,8 @@ class Checkpoints:
 
     def _restore(self, step: int, **args: Any) -> Any:
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**args))
+            with self._one_at_a_time:
+                return self._manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:  # orbax, tensorstore and json each have their own
             raise self._damaged(step, type(error).__name__) from error
 
@@ -106,7 +114,8 @@ class Checkpoints:
     def _failures_told(self) -> Iterator[None]:
         """What fails while orbax writes, perhaps in the background, is something that cannot be written."""
         try:
-            yield
+            with self._one_at_a_time:
+                yield
         except Exception as error:
             raise UserError(f"{self.folder}: a checkpoint cannot be written: {str(error)[:200]}") from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rnn_lm.errors import UserError, unknown_name
 
@@ -24,12 +24,13 @@ class Field:
     low: float = 0
     high: float = math.inf
     names: tuple[str, ...] = ()  # the values that a string may take, where it names something
+    argument: bool = False  # compiled programs take it as an argument, so runs that differ in it share them
 
 
 # Names that other modules look up are repeated here as words, so that `--help` need not import them (and jax);
 # a test compares.
 FIELDS = {
-    "seed": Field(0, "every random draw comes from it"),
+    "seed": Field(0, "every random draw comes from it", argument=True),
     "steps": Field(2000, "optimizer updates in all", low=1),
     "batch_size": Field(32, "B: sequences side by side", low=1),
     "segment_length": Field(64, "T: tokens that backpropagation goes back through", low=1),
@@ -78,7 +79,10 @@ FIELDS = {
     "model.embed_dim": Field(0, "size of learned token vectors; 0: the hidden layer reads token ids themselves"),
     "model.activation": Field("tanh", "φ of the Elman cell and of the mlp", names=("tanh", "relu", "identity")),
     "model.dropout": Field(
-        0.0, "share of units dropped of what each layer hands on, the output layer's input included; 0: none", high=0.99
+        0.0,
+        "share of units dropped of what each layer hands on, the output layer's input included; 0: none",
+        high=0.99,
+        argument=True,
     ),
     "model.tie": Field(False, "the output layer's weights are the token vectors; embed_dim is num_hiddens then"),
     "model.layer_norm": Field(False, "layer normalisation of both products in each cell"),
@@ -86,7 +90,9 @@ FIELDS = {
         "float32", "what matrix products are computed in; all else is float32", names=("float32", "bfloat16")
     ),
     "model.initial_radius": Field(
-        1.0, "W_hh, of rnn only, starts as a random orthogonal matrix (one a gate) times this, its spectral radius"
+        1.0,
+        "W_hh, of rnn only, starts as a random orthogonal matrix (one a gate) times this, its spectral radius",
+        argument=True,
     ),
     "truncation.kind": Field(
         "none",
@@ -100,23 +106,38 @@ FIELDS = {
     ),
     "truncation.update_every": Field(0, "tokens between two updates, of tbptt only; at most truncation.steps"),
     "truncation.keep_probability": Field(
-        0.0, "probability that the gradient passes from one step to the one before, of randomized only", high=1
+        0.0,
+        "probability that the gradient passes from one step to the one before, of randomized only",
+        high=1,
+        argument=True,
     ),
     "optimizer.name": Field("adam", "the optimizer", names=("sgd", "adam", "adamw")),
-    "optimizer.learning_rate": Field(2e-3, "step size, after the warm-up"),
-    "optimizer.momentum": Field(0.0, "heavy-ball momentum, of sgd only; 0: none", high=1),
+    "optimizer.learning_rate": Field(2e-3, "step size, after the warm-up", argument=True),
+    "optimizer.momentum": Field(0.0, "heavy-ball momentum, of sgd only; 0: none", high=1, argument=True),
     "optimizer.schedule": Field(
         "constant",
         "what the learning rate does after the warm-up: cosine falls to almost 0 at the last step, step is multiplied "
         "by decay_factor every decay_every steps, plateau whenever validation stops getting better",
         names=("constant", "cosine", "step", "plateau"),
     ),
-    "optimizer.warmup_steps": Field(0, "steps over which the learning rate rises from 0; 0: none"),
-    "optimizer.decay_factor": Field(0.5, "what schedules step and plateau multiply the learning rate by", high=1),
-    "optimizer.decay_every": Field(1000, "steps between two decays of schedule step", low=1),
-    "optimizer.patience": Field(2, "evaluations in a row without a new best that schedule plateau puts up with"),
-    "optimizer.weight_decay": Field(0.0, "L2 penalty of sgd and adam, decoupled decay of adamw; 0: none"),
-    "optimizer.clip_norm": Field(1.0, "the gradient's global norm is clipped to it; 0: no clipping"),
+    "optimizer.warmup_steps": Field(0, "steps over which the learning rate rises from 0; 0: none", argument=True),
+    "optimizer.decay_factor": Field(
+        0.5, "what schedules step and plateau multiply the learning rate by", high=1, argument=True
+    ),
+    "optimizer.decay_every": Field(1000, "steps between two decays of schedule step", low=1, argument=True),
+    "optimizer.patience": Field(
+        2, "evaluations in a row without a new best that schedule plateau puts up with", argument=True
+    ),
+    "optimizer.weight_decay": Field(
+        0.0, "L2 penalty of sgd and adam, decoupled decay of adamw; 0: none", argument=True
+    ),
+    "optimizer.clip_norm": Field(1.0, "the gradient's global norm is clipped to it; 0: no clipping", argument=True),
+    "sweep.mode": Field(
+        "auto",
+        "how the members of a sweep that share a program are trained: vmap, side by side as one; sequential, one after "
+        "the other on each device; auto: vmap on GPUs and TPUs where one alone would leave them idle",
+        names=("auto", "vmap", "sequential"),
+    ),
 }
 
 
@@ -130,17 +151,37 @@ def default_config() -> ConfigDict:
 
 def load_config(path: str) -> ConfigDict:
     """The config of an experiment file: what its `get_config()` returns, laid over the defaults."""
+    given = _call(path, "get_config")
+    if not isinstance(given, dict | ConfigDict):
+        raise UserError(f"--config={path} has no get_config() that returns a config; experiments/char.py is an example")
+    return complete_config(ConfigDict(given).to_dict())
+
+
+def load_sweep(path: str) -> list[dict[str, Any]]:
+    """The members that an experiment file lists: what its `sweep()` returns, a list of overrides."""
+    given = _call(path, "sweep")
+    example = "experiments/sweeps/learning_rate.py is an example"
+    if not isinstance(given, list) or not all(_is_override(member) for member in given):
+        raise UserError(f"--config={path} has no sweep() that returns a list of dicts, field name → value; {example}")
+    if not given:
+        raise UserError(f"--config={path}: its sweep() lists no members; {example}")
+    return given
+
+
+def _is_override(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+def _call(path: str, function: str) -> Any:
+    """What a function of an experiment file returns; None where there is none."""
     if not Path(path).is_file():
         raise UserError(f"--config={path}: no such file; for example --config=experiments/char.py")
     try:
         names = runpy.run_path(path)
-        given = names["get_config"]() if "get_config" in names else None
+        return names[function]() if function in names else None
     except (Exception, SystemExit) as error:
         text = error.args[0] if error.args else ""  # str() of a KeyError would quote it
         raise UserError(f"--config={path}: {type(error).__name__}: {text}") from error
-    if not isinstance(given, dict | ConfigDict):
-        raise UserError(f"--config={path} has no get_config() that returns a config; experiments/char.py is an example")
-    return complete_config(ConfigDict(given).to_dict())
 
 
 def complete_config(given: dict[str, Any]) -> ConfigDict:
@@ -152,10 +193,12 @@ def complete_config(given: dict[str, Any]) -> ConfigDict:
 
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
-    """Sets one field by its dotted name; a whole number may stand for a float."""
+    """Sets one field by its dotted name; a whole number may stand for a float, a NumPy number for one of Python's."""
     if name not in FIELDS:
         raise unknown_name("config field", name, FIELDS)
     kind = type(FIELDS[name].default)
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
@@ -165,6 +208,12 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
 
 def get_field(config: ConfigDict, name: str) -> Value:
     return _parent(config, name)[name.rpartition(".")[2]]
+
+
+def short_name(field: str) -> str:
+    """`optimizer.learning_rate` → `learning_rate`, where no other field's name ends so."""
+    last = field.rpartition(".")[2]
+    return last if [name.rpartition(".")[2] for name in FIELDS].count(last) == 1 else field
 
 
 def check_config(config: ConfigDict) -> None:
@@ -229,6 +278,20 @@ def _check_truncation(config: ConfigDict) -> None:
             )
         if config.partition != "sequential":
             raise UserError("tbptt carries the state from one update to the next; set partition to sequential")
+
+
+def program_of(config: ConfigDict) -> FrozenConfigDict:
+    """The config without the numbers that compiled programs take as arguments: those of configs that agree in it serve
+    for all of them.
+
+    With dropout 0 nothing is drawn, which is another program.
+    """
+    program = config.copy_and_resolve_references()
+    for name, field in FIELDS.items():
+        if field.argument:
+            set_field(program, name, field.default)
+    program.model.dropout = 0.5 if config.model.dropout else 0.0
+    return FrozenConfigDict(program)
 
 
 def tokens_per_step(config: ConfigDict) -> int:

@@ -4,9 +4,9 @@ import os
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,41 +21,27 @@ import rnn_lm
 from rnn_lm.data.batches import Batches
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.errors import Diverged, UserError
-from rnn_lm.inference.evaluate import evaluate, figures
-from rnn_lm.inference.generate import generate
-from rnn_lm.interrupts import Pending, Stopped, deferred_signals
+from rnn_lm.inference.evaluate import evaluate_side_by_side
+from rnn_lm.inference.generate import generate_side_by_side
+from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.keys import named_key
-from rnn_lm.ngram import NGramLM
 from rnn_lm.nn import native
 from rnn_lm.nn.models import LanguageModel
-from rnn_lm.training.baselines import fit_ngram
-from rnn_lm.training.checkpoints import Checkpoints, fill_tree
-from rnn_lm.training.config import check_config, tokens_per_step
-from rnn_lm.training.metrics import Record
-from rnn_lm.training.progress import ProgressDisplay
-from rnn_lm.training.run_folder import (
-    CHECKPOINTS,
-    check_folder,
-    locked,
-    make_model,
-    read_summary,
-    write_identity,
-)
-from rnn_lm.training.step import Means, TrainState, train_steps
-from rnn_lm.training.summary import write_summary
+from rnn_lm.training.baselines import Baselines
+from rnn_lm.training.config import check_config, program_of, tokens_per_step
+from rnn_lm.training.progress import Display, ProgressDisplay
+from rnn_lm.training.run import Run, graphdef_of, new_state
+from rnn_lm.training.run_folder import NGRAM, SUMMARY, check_folder, locked, read_json, read_summary
+from rnn_lm.training.step import Means, train_steps, train_steps_side_by_side
+from rnn_lm.training.summary import write_summaries
 
 DISPATCH_SECONDS = 0.5  # long enough that Python costs nothing, short enough to stop and to show progress
 EVAL_STREAMS = 32  # parallel streams of an evaluation while training
 SAMPLE_PROMPT, SAMPLE_LENGTH = 32, 300  # tokens
 
 
-def train(
-    config: ConfigDict, workdir: str | Path, *, started: float = rnn_lm.STARTED, ngram: NGramLM | None = None
-) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Trains the model that `config` describes in the folder `workdir`; goes on where an earlier call stopped.
-
-    The seconds in its summary count from `started`, a `time.perf_counter()`; by default the start of the process.
-    `ngram` is what `fit_ngram` would count, where that has been done already.
 
     Returns:
       The run's summary, as in its `summary.json`. A finished run returns it at once.
@@ -67,8 +53,7 @@ def train(
     """
     workdir = Path(workdir)
     check_config(config)
-    if config.model.kind == "rnn" and jax.default_backend() == "cpu":
-        threading.Thread(target=native.build).start()  # this early it is ready when the first step is traced
+    prepare(config)
     corpus = load_corpus(**config.corpus)
     batches = batches_of(config, corpus)
     check_folder(workdir, config, corpus)
@@ -76,40 +61,45 @@ def train(
     if summary is not None and summary["steps"] >= config.steps:
         print("this run has finished, nothing to do; a larger --config.steps continues it", file=sys.stderr)
         return summary
-    if config.truncation.kind in ("segment", "window") and config.truncation.steps >= config.segment_length:
-        print(
-            f"note: truncation.steps = {config.truncation.steps} ≥ segment_length = {config.segment_length}: "
-            "that is full backpropagation within each window",
-            file=sys.stderr,
-        )
-    with locked(workdir), ThreadPoolExecutor(max_workers=1) as beside, ExitStack() as in_the_end:
-        over = threading.Event()
-        in_the_end.callback(over.set)  # nobody waits for the counts any more
+    for remark in remarks(config):
+        print(remark, file=sys.stderr)
+    check_memory(config, len(corpus.vocabulary))
+    with locked(workdir), Baselines(workdir / NGRAM, corpus) as baselines:
         with deferred_signals() as pending:
-            with closing(Trainer(config, workdir, corpus, batches, started)) as trainer:
-                counting = beside.submit(fit_ngram, workdir, corpus, over.is_set, ngram)
-                trainer.run(pending)
+            with closing(Trainer([Run(config, workdir, corpus)], batches)) as trainer:
+                trainer.run(lambda: bool(pending.signum), ProgressDisplay(trainer.first_step, config.steps))
+            [run] = trainer.runs
+            if run.diverged:
+                raise Diverged(
+                    f"training diverged: {run.diverged}; "
+                    "try a smaller --config.optimizer.learning_rate in a new --workdir"
+                )
             if pending.signum:
-                step = trainer.saved_step
+                step = run.saved_step
                 raise Stopped(
                     pending.signum, f"stopped at step {step}, which is saved; the same command goes on from there"
                 )
-        if not counting.done():
+        if not baselines.counted:
             print("counting n-grams …", file=sys.stderr, flush=True)
-        counted = counting.result()
-        assert counted is not None  # it was not told to stop
-        write_summary(
-            workdir,
-            config,
-            corpus,
-            counted,
-            started=started,
-            seconds_to_first_step=trainer.seconds_to_first_step,
-            tokens_per_second=trainer.tokens_per_second(),
+        baselines.wait()
+        print("scoring the best checkpoint on the whole validation and test text …", file=sys.stderr, flush=True)
+        trainer.summarize(baselines)
+    return read_json(workdir / SUMMARY)
+
+
+def prepare(config: ConfigDict) -> None:
+    """Begins what takes a while and is needed when the first step is traced."""
+    if config.model.kind == "rnn" and jax.default_backend() == "cpu":
+        threading.Thread(target=native.build).start()
+
+
+def remarks(config: ConfigDict) -> Iterator[str]:
+    """What is not wrong with a config, but perhaps not meant."""
+    if config.truncation.kind in ("segment", "window") and config.truncation.steps >= config.segment_length:
+        yield (
+            f"note: truncation.steps = {config.truncation.steps} ≥ segment_length = {config.segment_length}: "
+            "that is full backpropagation within each window"
         )
-    summary = read_summary(workdir)
-    assert summary is not None
-    return summary
 
 
 def batches_of(config: ConfigDict, corpus: Corpus) -> Batches:
@@ -124,15 +114,11 @@ def batches_of(config: ConfigDict, corpus: Corpus) -> Batches:
     )
 
 
-def new_state(config: ConfigDict, vocab_size: int) -> TrainState:
-    """What a run starts from."""
-    return TrainState.create(make_model(config, vocab_size), config.optimizer.name, config.batch_size)
-
-
-def check_memory(state: TrainState) -> None:
+def check_memory(config: ConfigDict, vocab_size: int) -> None:
     """Refuses what cannot fit: on a CPU, XLA was seen to wait for ever for an allocation that had failed."""
+    state = jax.eval_shape(partial(new_state, config, vocab_size))
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = physical_bytes()
     if jax.default_backend() == "cpu" and needed > there:
         raise UserError(
             f"out of memory: the model and its optimizer take {needed / 2**30:,.0f} GiB of this machine's "
@@ -140,123 +126,187 @@ def check_memory(state: TrainState) -> None:
         )
 
 
-@dataclass
-class Best:
-    """The best evaluation so far, and what the plateau schedule makes of it."""
+def physical_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-    step: int | None = None
-    nll: float = float("inf")
-    waited: int = 0  # evaluations since
-    plateau_factor: float = 1.0
 
-    def update(self, step: int, nll: float, config: ConfigDict) -> bool:
-        """Takes in an evaluation; whether it is the new best."""
-        if nll < self.nll:
-            self.step, self.nll, self.waited = step, nll, 0
-            return True
-        self.waited += 1
-        if self.waited > config.optimizer.patience:
-            self.waited = 0
-            self.plateau_factor *= config.optimizer.decay_factor
-        return False
+def lanes_that_fit(runs: Sequence[Run], batches: Batches) -> int:
+    """How many of these runs, all of one program, fit into the device side by side, by the compiled program's account.
+
+    Compiles for all of them and, where that is too many, for as many as that compilation promises.
+    """
+    run, lanes = runs[0], len(runs)
+    new = partial(new_state, run.config, len(run.corpus.vocabulary))
+    while lanes > 1:
+        state, keys = (_shapes_of_lanes(jax.eval_shape(f), lanes) for f in (new, run.keys))
+        numbers = {name: jax.ShapeDtypeStruct((lanes,), jnp.float32) for name in run.numbers()}
+        seeds = jnp.zeros(lanes, jnp.int32)
+        # By the names that the Trainer uses, or it would be compiled again for it.
+        given = {"batches": batches, "seeds": seeds, "numbers": numbers, "keys": keys, **static_of(run)}
+        needed = _bytes_of(train_steps_side_by_side.lower(state, jnp.int32(0), **given).compile())
+        if needed <= (available := available_bytes(*batches.rows.devices())):
+            break
+        lanes = max(1, min(lanes - 1, lanes * available // needed))
+    return lanes
+
+
+def _shapes_of_lanes(tree: Any, lanes: int) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((lanes, *a.shape), a.dtype), tree)
+
+
+def _bytes_of(compiled: jax.stages.Compiled) -> int:
+    """What a program takes on its device while it runs; 0 where the backend does not say."""
+    sizes: Any = compiled.memory_analysis()
+    if sizes is None:
+        return 0
+    inputs, outputs = sizes.argument_size_in_bytes, sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return inputs + outputs + sizes.temp_size_in_bytes
+
+
+def available_bytes(device: jax.Device) -> int:
+    """The memory that a program may take there: nine tenths of what is free, or of a CPU core's share."""
+    if stats := device.memory_stats():
+        return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    return int(0.9 * physical_bytes() / jax.local_device_count())
+
+
+def static_of(run: Run) -> dict[str, Any]:
+    """What a program is compiled for."""
+    config = run.config
+    return {
+        "graphdef": graphdef_of(program_of(config), len(run.corpus.vocabulary)),
+        "optimizer": config.optimizer.name,
+        "schedule": config.optimizer.schedule,
+        "truncation": config.truncation.kind,
+        "truncation_steps": config.truncation.steps,
+        "remat": config.remat,
+    }
 
 
 class Trainer:
-    """A run in progress: its state on the device, its record on disk, and the loop between them."""
+    """Runs of one program in progress: their states on the device, their folders, and the loop between them.
 
-    def __init__(self, config: ConfigDict, workdir: Path, corpus: Corpus, batches: Batches, started: float):
-        self.config = config
-        self._started = started
-        self.workdir = workdir
-        self.corpus = corpus
-        model = nnx.eval_shape(partial(make_model, config, len(corpus.vocabulary)))
-        self.graphdef, _ = nnx.split(model, nnx.Param)
-        draws = {"dropout": config.model.dropout, "truncation": config.truncation.kind == "randomized"}
-        self._dispatch = partial(
-            train_steps,
-            batches=batches,
-            graphdef=self.graphdef,
-            optimizer=config.optimizer.name,
-            schedule=config.optimizer.schedule,
-            keys={name: named_key(config.seed, name) for name, on in draws.items() if on},
-            truncation=config.truncation.kind,
-            truncation_steps=config.truncation.steps,
-            remat=config.remat,
-        )
-        create = jax.jit(partial(new_state, config, len(corpus.vocabulary)))
-        self.best = Best()
-        self.saved_step: int | None = None
-        with closing(Checkpoints(workdir / CHECKPOINTS, read_only=True)) as checkpoints:
-            if steps := checkpoints.steps():
-                self.saved_step = steps[-1]
-                arrays, notes = checkpoints.restore(self.saved_step)
-                self.state = fill_tree(jax.eval_shape(create), arrays)
-                self.best = Best(**notes["best"])
-            else:
-                check_memory(jax.eval_shape(create))
-                self.state = create()
-        self.first_step = int(self.state.step)
-        if self.first_step > config.steps:
-            raise UserError(
-                f"--workdir={workdir} is at step {self.first_step} already; give --config.steps of at least that"
-            )
-        write_identity(workdir, config, corpus)  # from here on things are written
-        self.checkpoints = Checkpoints(workdir / CHECKPOINTS)
-        self.record = Record(workdir, self.first_step)
-        self.display = ProgressDisplay(self.first_step, config.steps)
+    One run's state is as it is. Of several, trained side by side, each array has an axis in front, the runs: their
+    `lanes`. Lanes may be at different steps when they are opened; those ahead wait for the others.
+    """
+
+    def __init__(self, runs: Sequence[Run], batches: Batches, *, started: float = rnn_lm.STARTED):
+        """`batches` are those of any of them. The seconds in summaries count from `started`."""
+        self.runs, self._started = runs, started
+        self.config = runs[0].config  # of what all runs of a program agree in
+        self._side_by_side = len(runs) > 1
+        static = static_of(runs[0])
+        self.graphdef: nnx.GraphDef = static["graphdef"]
+        states = []
+        self._opened = ExitStack()
+        with ExitStack() as in_case_of_an_error:
+            for run in runs:
+                states.append(run.open())
+                in_case_of_an_error.callback(run.close)
+            self._opened = in_case_of_an_error.pop_all()
+        self.state = self._together(states)
+        self.first_step = min((run.first_step for run in runs if not run.over), default=self.config.steps)
+        options = {"keys": self._together([run.keys() for run in runs]), **static}
+        if self._side_by_side:
+            seeds = jnp.array([run.config.seed for run in runs], jnp.int32)
+            self._dispatch = partial(train_steps_side_by_side, batches=batches, seeds=seeds, **options)
+        else:
+            self._dispatch = partial(train_steps, batches=replace(batches, seed=self.config.seed), **options)
+        self._freeze()
         self.seconds_to_first_step: float | None = None
-        self.busy_seconds = 0.0  # spent in dispatches after the first, which compiles
+        self._steps, self._seconds = 0, 0.0  # of dispatches after the first, which compiles
         self._line_steps, self._line_seconds = 0, 0.0  # the same since the last train line
 
-    def run(self, stop: Pending) -> None:
-        """Trains to the last step, or until a signal has come; then the state is saved.
+    def run(self, stop: Callable[[], bool], display: Display) -> None:
+        """Trains to the last step, or until `stop` says so; then the states are saved.
 
         The host works on the report of one dispatch while the device runs the next, so nothing waits for Python
         except where the state itself is needed: to evaluate and to save.
         """
         config, step, size = self.config, self.first_step, 1
-        previous: tuple[int, Any, float] | None = None
-        while step < config.steps:
-            start, step = step, min(step + size, *self._events_after(step), config.steps)
-            launched = time.perf_counter()
-            self.state, report = self._dispatch(self.state, jnp.int32(step), numbers=self._numbers())
-            if self._due(step, config.log_every):
-                self.state = replace(self.state, means=Means.none())
-            if previous is not None:
-                size = self._handle(*previous, size)
-                launched = time.perf_counter()  # this dispatch began when the one before it ended
-            previous = (start, report, launched)
-            evaluating, saving = self._due(step, config.eval_every), self._due(step, config.save_every)
-            if evaluating or saving or stop.signum:
-                size = self._handle(*previous, size)
-                previous = None
-                better = evaluating and self._evaluate(step)
-                if saving or better or stop.signum:
-                    self._save(step)
-                if stop.signum:
-                    return
+        self.display = display
+        previous: tuple[int, int, Any, float] | None = None
+        with closing(display):
+            while step < config.steps and any(self._going(run) for run in self.runs):
+                start, step = step, min(step + size, *self._events_after(step), config.steps)
+                launched = time.perf_counter()
+                self.state, report = self._dispatch(self.state, jnp.int32(step), numbers=self._numbers())
+                if self._due(step, config.log_every):
+                    self._forget_means(step)
+                if previous is not None:
+                    size = self._handle(*previous, size)
+                    launched = time.perf_counter()  # this dispatch began when the one before it ended
+                previous = (start, step, report, launched)
+                stopping = stop()
+                evaluating, saving = self._due(step, config.eval_every), self._due(step, config.save_every)
+                if evaluating or saving or stopping:
+                    size = self._handle(*previous, size)
+                    previous = None
+                    better = self._evaluate(step) if evaluating else []
+                    for lane, run in self._at(step):
+                        if saving or stopping or run in better:
+                            run.save(step, self._lane(self.state, lane))
+                    self._freeze()
+                    if stopping:
+                        return
 
     def close(self) -> None:
         """Waits for the files that are still being written."""
-        self.display.close()
-        self.record.close()
-        self.checkpoints.close()
+        self._opened.close()
 
-    def tokens_per_second(self) -> float | None:
-        """Training speed of this process, compilation, evaluations and saving aside."""
-        steps = int(self.state.step) - self.first_step - 1
-        return self._tokens(steps) / self.busy_seconds if self.busy_seconds else None
+    def summarize(self, baselines: Baselines) -> None:
+        """Writes the summaries of all runs that have just finished."""
+        there = [run for run in self.runs if self._going(run)]
+        for run in there:
+            baselines.share(run.workdir / NGRAM)
+        write_summaries(
+            [(run.workdir, run.config) for run in there],
+            self.runs[0].corpus,
+            baselines,
+            started=self._started,
+            seconds_to_first_step=self.seconds_to_first_step,
+            tokens_per_second=self._tokens(self._steps) / self._seconds if self._seconds else None,
+            lanes=len(self.runs),
+        )
 
-    def model(self) -> LanguageModel:
-        """The model with the weights of the current step."""
-        return nnx.merge(self.graphdef, self.state.params)
+    def model(self, lane: int) -> LanguageModel:
+        """The model of one run with the weights of the current step."""
+        return nnx.merge(self.graphdef, self._lane(self.state.params, lane))
+
+    def _going(self, run: Run) -> bool:
+        return not run.over and not run.diverged
+
+    def _at(self, step: int) -> list[tuple[int, Run]]:
+        """The runs that have just come to `step`, and their lanes."""
+        return [(lane, run) for lane, run in enumerate(self.runs) if self._going(run) and run.first_step < step]
+
+    def _together(self, trees: Sequence[Any]) -> Any:
+        """What each run has, as the compiled step takes it."""
+        return jax.tree.map(lambda *lanes: jnp.stack(lanes), *trees) if self._side_by_side else trees[0]
+
+    def _lane(self, tree: Any, lane: int) -> Any:
+        """One run's part of it."""
+        return jax.tree.map(lambda lanes: lanes[lane], tree) if self._side_by_side else tree
 
     def _numbers(self) -> dict[str, jax.Array]:
-        """The hyper-parameters that are arguments of the compiled step."""
-        numbers = {k: v for k, v in self.config.optimizer.items() if not isinstance(v, str)}
-        numbers |= {"steps": self.config.steps, "plateau_factor": self.best.plateau_factor}
-        numbers["keep_probability"] = self.config.truncation.keep_probability
-        return {name: jnp.float32(value) for name, value in numbers.items()}
+        """The hyper-parameters that are arguments of the compiled step, as they are now."""
+        numbers = [run.numbers() for run in self.runs]
+        lanes = {name: np.array([its[name] for its in numbers], np.float32) for name in numbers[0]}
+        return {name: jnp.asarray(values if self._side_by_side else values[0]) for name, values in lanes.items()}
+
+    def _freeze(self) -> None:
+        """Stops the lanes of runs that are over."""
+        going = jnp.array([self._going(run) for run in self.runs]).reshape(self.state.finite.shape)
+        self.state = replace(self.state, finite=self.state.finite & going)
+
+    def _forget_means(self, step: int) -> None:
+        """Begins the next train line of the runs that come to `step`; those that are ahead of it keep theirs."""
+        means = self._together([Means.none() for _ in self.runs])
+        if any(ahead := [run.first_step >= step for run in self.runs]):
+            keep = jnp.array(ahead).reshape(self.state.step.shape)
+            means = jax.tree.map(lambda old, none: jnp.where(keep, old, none), self.state.means, means)
+        self.state = replace(self.state, means=means)
 
     def _due(self, step: int, every: int) -> bool:
         return step == self.config.steps or (every > 0 and step % every == 0)
@@ -266,79 +316,55 @@ class Trainer:
         intervals = (self.config.log_every, self.config.eval_every, self.config.save_every)
         return [(step // every + 1) * every for every in intervals if every > 0]
 
-    def _handle(self, start: int, report: Any, launched: float, size: int) -> int:
+    def _handle(self, start: int, step: int, report: Any, launched: float, size: int) -> int:
         """Waits for a dispatch and logs it. Returns how many steps the next one should have."""
         report = jax.device_get(report)
-        seconds, step = time.perf_counter() - launched, int(report["step"])
+        seconds = time.perf_counter() - launched
         first = self.seconds_to_first_step is None
         if first:
             self.seconds_to_first_step = time.perf_counter() - self._started
         else:
-            self.busy_seconds += seconds
-            self._line_steps += step - start
-            self._line_seconds += seconds
-        if not report["finite"] or self._due(step, self.config.log_every):
-            self._log_train(step, report)
-        if not report["finite"]:
-            raise self._diverged(step, "the loss or its gradient")
-        if first:  # it compiled, so its time says nothing
+            self._steps, self._seconds = self._steps + step - start, self._seconds + seconds
+            self._line_steps, self._line_seconds = self._line_steps + step - start, self._line_seconds + seconds
+        logging = self._due(step, self.config.log_every)
+        speed = self._tokens(self._line_steps) / self._line_seconds if self._line_steps else None
+        for lane, run in self._at(step):
+            its = self._lane(report, lane)
+            if logging or not its["finite"]:
+                self.display.train_perplexity = run.log_train(its, speed)["perplexity"]
+            if not its["finite"]:
+                run.diverge(int(its["step"]), "the loss or its gradient")
+        if logging:
+            self._line_steps, self._line_seconds = 0, 0.0
+        if first or not self._at(step):  # the first compiled, so its time says nothing
             return size
         seconds_per_step = seconds / (step - start)
-        self.display.update(step, self._tokens(1) / seconds_per_step, seconds_per_step)
+        self.display.update(step, self._tokens(len(self.runs)) / seconds_per_step, seconds_per_step)
         return max(1, min(4 * size, int(DISPATCH_SECONDS / seconds_per_step)))
 
-    def _log_train(self, step: int, report: Any) -> None:
-        line: dict[str, Any] = {"step": step, "tokens": self._tokens(step), "split": "train"}
-        means = {name: float(value) for name, value in report["means"].values.items()}
-        line |= figures(means.pop("nll"), self.corpus.train.tokens_per_character)
-        line |= means if self.config.optimizer.clip_norm else {"grad_norm": means["grad_norm"]}
-        line["learning_rate"] = float(report["learning_rate"])
-        if self._line_steps:
-            line["tokens_per_second"] = self._tokens(self._line_steps) / self._line_seconds
-        self._line_steps, self._line_seconds = 0, 0.0
-        self.display.train_perplexity = line["perplexity"]
-        self.record.write(line)
-
-    def _evaluate(self, step: int) -> bool:
-        """Validation loss and a sample. Returns whether this is the best model so far."""
-        split = self.corpus.valid
+    def _evaluate(self, step: int) -> list[Run]:
+        """Validation loss and a sample of each run. Returns those that are better than before."""
+        split = self.runs[0].corpus.valid
         ids = split.ids[: self.config.eval_tokens + 1] if self.config.eval_tokens else split.ids
-        model = self.model()
-        nll = evaluate(model, ids, reset_every=-(-(len(ids) - 1) // EVAL_STREAMS)).nll
-        line: dict[str, Any] = {"step": step, "tokens": self._tokens(step), "split": "valid"}
-        line |= figures(nll, split.tokens_per_character)
-        self.record.write(line)
-        if not np.isfinite(nll):
-            raise self._diverged(step, "the validation loss")
-        self.display.valid_perplexity = line["perplexity"]
         prompt = split.ids[:SAMPLE_PROMPT]
-        sample = generate(model, prompt, SAMPLE_LENGTH, key=named_key(self.config.seed, "sample", step))[0]
-        text = self.corpus.vocabulary.decode([*prompt, *sample])
-        self.record.write_sample(step, line["perplexity"], text)
-        self.display.message(
-            f"\n--- a sample at step {step} (validation perplexity {line['perplexity']:.2f})\n{text}\n"
-        )
-        return self.best.update(step, nll, self.config)
-
-    def _save(self, step: int) -> None:
-        if step == self.saved_step:
-            return
-        state = jax.device_get(self.state)
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.carry))):
-            raise self._diverged(step, "a parameter")
-        self.checkpoints.save(step, state, {"best": vars(self.best)})
-        self.saved_step = step
-
-    def _diverged(self, step: int, what: str) -> Diverged:
-        kept = (
-            f"the checkpoint of step {self.saved_step} stays"
-            if self.saved_step is not None
-            else "nothing was saved yet"
-        )
-        return Diverged(
-            f"training diverged: {what} is not finite at step {step}; {kept}; "
-            "try a smaller --config.optimizer.learning_rate in a new --workdir"
-        )
+        # Of all lanes, those that wait or are over too, so that rounding does not depend on which these are.
+        models = [self.model(lane) for lane in range(len(self.runs))]
+        keys = [named_key(run.config.seed, "sample", step) for run in self.runs]
+        scores = evaluate_side_by_side(models, ids, reset_every=-(-(len(ids) - 1) // EVAL_STREAMS))
+        samples = generate_side_by_side(models, prompt, SAMPLE_LENGTH, keys=keys)
+        better = []
+        for lane, run in self._at(step):
+            score, sample = scores[lane], samples[lane]
+            perplexity = run.log_valid(step, score.nll)["perplexity"]
+            if run.diverged:
+                continue
+            self.display.valid_perplexity = perplexity
+            text = run.corpus.vocabulary.decode([*prompt, *sample])
+            run.log_sample(step, perplexity, text)
+            self.display.message(f"\n--- a sample at step {step} (validation perplexity {perplexity:.2f})\n{text}\n")
+            if run.best.update(step, score.nll, run.config):
+                better.append(run)
+        return better
 
     def _tokens(self, steps: int) -> int:
         return steps * tokens_per_step(self.config)

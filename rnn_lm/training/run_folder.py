@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.data.vocabulary import Vocabulary
@@ -24,23 +25,36 @@ from rnn_lm.nn.models import MODELS, LanguageModel
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
 from rnn_lm.training.config import FIELDS, complete_config, get_field
 
-CONFIG, VOCABULARY, METRICS, SAMPLES, SUMMARY, NGRAM, MIXTURE, CHECKPOINTS = (
+CONFIG, VOCABULARY, METRICS, SAMPLES, SUMMARY, DIVERGED, NGRAM, MIXTURE, CHECKPOINTS = (
     "config.json",
     "vocabulary.json",
     "metrics.jsonl",
     "samples.txt",
     "summary.json",
+    "diverged.json",
     "ngram.npz",
     "mixture.json",
     "checkpoints",
 )
 MAX_MIXTURE_TOKENS = 250_000  # of the validation text that the weights of a mixture are fitted on: seconds
+# What a kill may leave of a folder that has no config yet.
+BEFORE_CONFIG = {VOCABULARY, *(temporary_name(Path(name)).name for name in (VOCABULARY, CONFIG))}
 # A run may go on with other values of these; all else must stay.
-MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every")
+MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "sweep.mode")
 
 
-def make_model(config: ConfigDict, vocab_size: int) -> LanguageModel:
-    """The model that a config describes, with its initial weights."""
+def make_model(
+    config: ConfigDict | FrozenConfigDict,
+    vocab_size: int,
+    *,
+    key: jax.Array | None = None,
+    initial_radius: jax.Array | None = None,
+) -> LanguageModel:
+    """The model that a config describes, with its initial weights.
+
+    `key` and `initial_radius` stand in for what the config says; they may be traced.
+    """
+    key = named_key(config.seed, "params") if key is None else key
     body: dict[str, Any]
     if config.model.kind == "mlp":
         body = {"context": config.model.context}
@@ -49,7 +63,9 @@ def make_model(config: ConfigDict, vocab_size: int) -> LanguageModel:
             "cell": config.model.cell,
             "num_layers": config.model.num_layers,
             "layer_norm": config.model.layer_norm,
-            "recurrent_init": nnx.initializers.orthogonal(config.model.initial_radius),
+            "recurrent_init": nnx.initializers.orthogonal(
+                config.model.initial_radius if initial_radius is None else initial_radius
+            ),
         }
     if config.model.kind == "mlp" or config.model.cell == "elman":
         body["activation"] = config.model.activation
@@ -60,7 +76,7 @@ def make_model(config: ConfigDict, vocab_size: int) -> LanguageModel:
         dropout=config.model.dropout,
         tie=config.model.tie,
         dtype=config.model.dtype,
-        rngs=nnx.Rngs(params=named_key(config.seed, "params")),
+        rngs=nnx.Rngs(params=key),
         **body,
     )
 
@@ -79,7 +95,7 @@ def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus, *, named: Pa
                 f"--workdir={workdir} belongs to another config: {'; '.join(different)}; "
                 f"give a free folder, such as --workdir={free}"
             )
-    elif workdir.is_dir() and set(workdir.iterdir()) - {temporary_name(workdir / CONFIG)}:
+    elif workdir.is_dir() and {path.name for path in workdir.iterdir()} - BEFORE_CONFIG:
         raise UserError(
             f"--workdir={workdir} holds other things than a run; give a free folder, such as --workdir={free}"
         )
@@ -108,14 +124,15 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def write_identity(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
-    """What the folder's run is, `config.json` and `vocabulary.json`; and that it has not finished."""
+    """What the folder's run is, `config.json` and `vocabulary.json`; and that it is not over."""
     resolved = config.to_dict()
     resolved["corpus"]["sha256"] = corpus.sha256
     if config.corpus.path:  # so that it is found from any folder
         resolved["corpus"]["path"] = os.path.abspath(os.path.expanduser(config.corpus.path))
     write_json(workdir / VOCABULARY, corpus.vocabulary.to_json())
     write_json(workdir / CONFIG, resolved)
-    (workdir / SUMMARY).unlink(missing_ok=True)
+    for over in (SUMMARY, DIVERGED):
+        (workdir / over).unlink(missing_ok=True)
 
 
 def _differences(workdir: Path, config: ConfigDict, corpus: Corpus) -> list[str]:
@@ -133,10 +150,16 @@ def _differences(workdir: Path, config: ConfigDict, corpus: Corpus) -> list[str]
 
 def free_folder(workdir: Path) -> Path:
     """A name like this one that is not taken."""
-    name, number = workdir.resolve().name or "run", 2
-    while (free := workdir.resolve().parent / f"{name}-{number}").exists():
+    number = 2
+    while (free := beside(workdir, f"{workdir.resolve().name or 'run'}-{number}")).exists():
         number += 1
-    return free if workdir.is_absolute() else Path(os.path.relpath(free))
+    return free
+
+
+def beside(workdir: Path, name: str) -> Path:
+    """A neighbour of a folder, by a path as absolute or relative as its own."""
+    path = workdir.resolve().parent / name
+    return path if workdir.is_absolute() else Path(os.path.relpath(path))
 
 
 def read_config(workdir: Path) -> tuple[ConfigDict, str]:
@@ -147,7 +170,7 @@ def read_config(workdir: Path) -> tuple[ConfigDict, str]:
     """
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir={workdir} holds no run ({CONFIG} is not there); train one with --config first")
-    value = _read_json(workdir / CONFIG)
+    value = read_json(workdir / CONFIG)
     try:
         sha256 = value["corpus"].pop("sha256")
         return complete_config(value), sha256
@@ -170,7 +193,7 @@ def load(workdir: str | Path, *, mix: str = "none") -> tuple[LanguageModel, Voca
         raise unknown_name("mix", mix, ("none", "ngram"))
     workdir = Path(workdir)
     config, _ = read_config(workdir)
-    vocabulary = Vocabulary.from_json(_read_json(workdir / VOCABULARY))
+    vocabulary = Vocabulary.from_json(read_json(workdir / VOCABULARY))
     model, _, _ = load_checkpoint(workdir, config, len(vocabulary))
     return (_mixture(workdir, model) if mix == "ngram" else model), vocabulary
 
@@ -182,7 +205,7 @@ def _mixture(workdir: Path, network: LanguageModel) -> Mixture:
     if ngram.vocab_size != network.vocab_size:
         raise UserError(f"{workdir / NGRAM} is of another vocabulary; delete it to have it counted again")
     with suppress(UserError, KeyError, ValueError, TypeError):  # not fitted yet, or damaged
-        kept = _read_json(workdir / MIXTURE)
+        kept = read_json(workdir / MIXTURE)
         weights = np.array(kept["weights"], float)
         if (
             kept["network"] == fingerprint
@@ -225,7 +248,12 @@ def load_checkpoint(workdir: Path, config: ConfigDict, vocab_size: int) -> tuple
     return model, best, steps[-1]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of ours.
+
+    Raises:
+      UserError: where there is none.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -237,4 +265,25 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def read_summary(workdir: Path) -> dict[str, Any] | None:
     """The summary of a finished run; None where it has not finished."""
-    return _read_json(workdir / SUMMARY) if (workdir / SUMMARY).exists() else None
+    return read_if_there(workdir / SUMMARY)
+
+
+def read_diverged(workdir: Path) -> dict[str, Any] | None:
+    """Where the run's training diverged, and what is not finite; None where it has not."""
+    return read_if_there(workdir / DIVERGED)
+
+
+def read_if_there(path: Path) -> dict[str, Any] | None:
+    """`read_json` of a file that another process may just be taking away."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def is_over(workdir: Path, steps: int) -> bool:
+    """Whether a run of so many steps has finished, or diverged."""
+    summary = read_summary(workdir)
+    return read_diverged(workdir) is not None or (summary is not None and summary["steps"] >= steps)

@@ -1,7 +1,7 @@
 """The compiled part of training: many optimizer steps in one dispatch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -67,11 +67,10 @@ class TrainState:
         return cls(params, opt_state, model.initialize_carry(batch_size), jnp.int32(0), Means.none(), jnp.bool_(True))
 
 
-@partial(
-    jax.jit,
-    static_argnames=("graphdef", "optimizer", "schedule", "truncation", "truncation_steps", "remat"),
-    donate_argnames="state",
-)
+STATIC = ("graphdef", "optimizer", "schedule", "truncation", "truncation_steps", "remat")
+
+
+@partial(jax.jit, static_argnames=STATIC, donate_argnames="state")
 def train_steps(
     state: TrainState,
     until: Int[Array, ""],
@@ -89,12 +88,14 @@ def train_steps(
     """Takes steps until number `until`, or until a loss is not finite. Also returns a copy of what the log needs.
 
     The keys are those of "dropout", which is off without one, and of randomized "truncation"; step number s draws by
-    `fold_in(key, s)`.
+    `fold_in(key, s)`. The rate of dropout is one of the numbers, whatever the graphdef says.
     """
     new = batches.stride  # tokens that no step before has trained on: the last ones of each window
 
     def loss_fn(params, carry, inputs, labels, keys):
         model = nnx.merge(graphdef, params)
+        if "dropout" in keys:
+            model.set_attributes(dropout=numbers["dropout"])
         options = {"truncation": TRUNCATIONS[truncation](truncation_steps, numbers, keys), "remat": remat or None}
         options = {name: option for name, option in options.items() if option is not None}  # an MLP has none
         carries, h = model.hidden(carry, inputs, key=keys.get("dropout"), return_carries=True, **options)
@@ -133,3 +134,25 @@ def train_steps(
     last_rate = learning_rate(schedule, numbers, state.step - 1)
     report = {"step": state.step, "means": state.means, "finite": state.finite, "learning_rate": last_rate}
     return state, report
+
+
+@partial(jax.jit, static_argnames=STATIC, donate_argnames="state")
+def train_steps_side_by_side(
+    state: TrainState,
+    until: Int[Array, ""],
+    batches: Batches,
+    seeds: Int[Array, " M"],
+    numbers: Mapping[str, Float[Array, " M"]],
+    keys: Mapping[str, Key[Array, " M"]],
+    **static: Any,
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """`train_steps` of M runs as one program: states, numbers and keys have an axis in front, the runs.
+
+    All read one text, each in the order of its seed. Each stops for itself, at a loss that is not finite or because it
+    has been at `until` already.
+    """
+
+    def one(state: TrainState, seed: Int[Array, ""], numbers: Numbers, keys: Mapping[str, Key[Array, ""]]) -> Any:
+        return train_steps(state, until, replace(batches, seed=seed), numbers, keys, **static)
+
+    return jax.vmap(one)(state, seeds, numbers, keys)

@@ -1,6 +1,8 @@
 """`compare` as a user meets it: one small comparison that all tests read."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,6 @@ from rnn_lm.commands import main
 from rnn_lm.commands.compare import NAMES, describe
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.inference.evaluate import evaluate
-from rnn_lm.interrupts import Stopped
 from rnn_lm.ngram import NGramLM
 from rnn_lm.training.run_folder import read_config
 
@@ -32,20 +33,25 @@ def flags(tmp_path_factory, text_file):
 @pytest.fixture(scope="module")
 def compared(flags):
     """The folder of a comparison that was stopped after two networks, and started again; and its result."""
-    folder, trained = Path(flags[2].removeprefix("--workdir=")), []
-    original = module.train
+    folder = Path(flags[2].removeprefix("--workdir="))
+    original = module.train_members
 
-    def train(config, workdir, **options):
-        if len(trained) == 2:
-            raise Stopped(15, "stopped")
-        trained.append(workdir.name)
-        return original(config, workdir, **options)
+    def train_two(members, counts, *, stop, devices):
+        sent = []
+
+        def two_are_over():
+            if not sent and all((member.workdir / "summary.json").exists() for member in members[:2]):
+                sent.append(os.kill(os.getpid(), signal.SIGTERM))
+            return stop()
+
+        original(members, counts, stop=two_are_over, devices=devices)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "train", train)
+        patch.setattr(module, "train_members", train_two)
         assert main(flags) == 143
     before = {path: path.stat().st_mtime_ns for path in (folder / "mlp").rglob("*")}
-    assert trained == ["mlp", "elman"] and before and not (folder / "compare.json").exists()
+    assert (folder / "elman" / "summary.json").exists() and not (folder / "lstm").exists()
+    assert before and not (folder / "compare.json").exists()
     (folder / ".compare.json.tmp").write_text("half of")  # as a kill may leave it
     assert main(flags) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "mlp").rglob("*")}
@@ -113,7 +119,7 @@ def test_mistakes_are_one_line(compared, flags, tmp_path, capsys):
         ([*flags, "--config.seed=1"], f"seed is 0 there, 1 here; give a free folder, such as --workdir={folder}-2"),
         ([*flags[:2], f"--workdir={other}"], "holds other things than a comparison, such as config.json; give a free"),
         ([*flags[:2], f"--workdir={other / 'config.json'}"], "is a file; give a folder, such as"),
-        ([*flags, "--config.steps=10"], "compares after 20 steps; give --config.steps of at least that, or"),
+        ([*flags, "--config.steps=10"], "trains for 20 steps; give --config.steps of at least that, or"),
         ([*flags[:2], f"--workdir={tmp_path}/new", "--config.model.num_hiddens=300000"], "out of memory"),
         ([*flags[:2], f"--workdir={tmp_path}/new", "--config.batch_size=100000"], "give a longer text"),
         ([*flags[:2], f"--workdir={tmp_path}/new", "--config.model.context=0"], "config.model.context is 0"),

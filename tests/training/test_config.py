@@ -3,6 +3,7 @@ import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rnn_lm
@@ -15,6 +16,7 @@ from rnn_lm.nn.models import MODELS
 from rnn_lm.training.config import FIELDS, check_config, complete_config, default_config, load_config, set_field
 from rnn_lm.training.optimizers import OPTIMIZERS, SCHEDULES
 from rnn_lm.training.step import TRUNCATIONS
+from rnn_lm.training.sweep import MODES
 
 ROOT = Path(rnn_lm.__file__).parent
 EXPERIMENTS = sorted((ROOT.parent / "experiments").rglob("*.py"))
@@ -33,6 +35,7 @@ def test_the_names_in_the_table_are_those_that_the_code_looks_up():
         "optimizer.name": OPTIMIZERS,
         "optimizer.schedule": SCHEDULES,
         "truncation.kind": TRUNCATIONS,
+        "sweep.mode": MODES,
     }
     assert {name: list(field.names) for name, field in FIELDS.items() if field.names} == {
         name: list(table) for name, table in tables.items()
@@ -62,7 +65,7 @@ def test_experiments_are_valid_and_comment_every_field(path):
     for node in assigned:
         if isinstance(node.targets[0], ast.Attribute):
             assert "#" in lines[node.end_lineno - 1], f"{path.name}:{node.lineno} has no comment"
-    assert any("run.py --config=experiments/" in line for line in lines[:6])
+    assert any(re.search(r"run.py (sweep )?--config=experiments/", line) for line in lines[:6])
 
 
 @pytest.mark.parametrize(
@@ -196,3 +199,13 @@ def test_files_that_are_no_experiments(tmp_path, source, message):
         load_config(str(path))
     with pytest.raises(UserError, match="no such file"):
         load_config(str(tmp_path / "none.py"))
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = default_config()
+    set_field(config, "optimizer.learning_rate", np.geomspace(1e-3, 1e-1, 3)[1])
+    set_field(config, "seed", np.arange(5)[3])
+    assert config.optimizer.learning_rate == pytest.approx(1e-2) and type(config.optimizer.learning_rate) is float
+    assert config.seed == 3 and type(config.seed) is int
+    with pytest.raises(UserError, match="it takes a number"):
+        set_field(config, "optimizer.learning_rate", np.ones(1))

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from rnn_lm.training.baselines import fit_ngram
 from rnn_lm.training.checkpoints import Checkpoints
 from rnn_lm.training.loop import train
 from rnn_lm.training.metrics import read_metrics
+from rnn_lm.training.run import Run
 from rnn_lm.training.run_folder import load, locked, read_config
 from tests.conftest import make_text, small_config
 
@@ -45,10 +47,10 @@ def stop_at(monkeypatch, step, signum=signal.SIGTERM):
     """Sends this process a signal once a dispatch has passed `step`."""
     original, sent = module.Trainer._handle, []
 
-    def handle(self, start, report, launched, size):
-        if int(report["step"]) >= step and not sent:
+    def handle(self, start, until, report, launched, size):
+        if until >= step and not sent:
             sent.append(os.kill(os.getpid(), signum))
-        return original(self, start, report, launched, size)
+        return original(self, start, until, report, launched, size)
 
     monkeypatch.setattr(module.Trainer, "_handle", handle)
 
@@ -89,15 +91,15 @@ def test_ngrams_are_counted_once_and_again_where_the_file_is_damaged(run_folder,
     corpus = load_corpus(**read_config(run_folder)[0].corpus)
     never = lambda: False  # noqa: E731
     kept = tmp_path / "ngram.npz"
-    written, found = kept.stat().st_mtime_ns, fit_ngram(tmp_path, corpus, never)
+    written, found = kept.stat().st_mtime_ns, fit_ngram(kept, corpus, never)
     assert kept.stat().st_mtime_ns == written
     other = NGramLM.fit(np.array([0, 1, 0]), order=1, vocab_size=2)
     for damage in (lambda: kept.write_bytes(b"damaged"), lambda: other.save(kept), kept.unlink):
         damage()
-        assert fit_ngram(tmp_path, corpus, never).nll(corpus.test.ids) == found.nll(corpus.test.ids)
+        assert fit_ngram(kept, corpus, never).nll(corpus.test.ids) == found.nll(corpus.test.ids)
         assert NGramLM.load(kept).order == found.order
     kept.unlink()
-    assert fit_ngram(tmp_path, corpus, lambda: True) is None and not kept.exists()
+    assert fit_ngram(kept, corpus, lambda: True) is None and not kept.exists()
 
 
 @pytest.mark.parametrize(
@@ -195,16 +197,18 @@ def test_validation_lines_are_what_evaluate_says(tmp_path, text_file):
 
 @pytest.mark.parametrize("where", ["parameter", "validation loss"])
 def test_nothing_that_is_not_finite_is_saved(tmp_path, text_file, monkeypatch, where):
-    def ruin(self, step):
-        self.state.params.w_hq[...] = self.state.params.w_hq[...].at[0, 0].set(np.nan)
-        return original(self, step)
+    def ruin(self, *arguments):
+        state = arguments[-1] if where == "parameter" else self.state
+        state.params.w_hq[...] = state.params.w_hq[...].at[0, 0].set(np.nan)
+        return original(self, *arguments)
 
-    name = {"parameter": "_save", "validation loss": "_evaluate"}[where]
-    original = getattr(module.Trainer, name)
-    monkeypatch.setattr(module.Trainer, name, ruin)
+    owner, name = {"parameter": (Run, "save"), "validation loss": (module.Trainer, "_evaluate")}[where]
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, ruin)
     with pytest.raises(Diverged, match=f"{where} is not finite at step 20; nothing was saved yet"):
         train(small_config(text_file), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert json.loads((tmp_path / "run" / "diverged.json").read_text()) == {"step": 20, "what": ANY}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, text_file):
@@ -247,6 +251,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path, text_file):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "vocabulary.json").write_text("half of")  # as a kill before the first step may leave it
     for name, message in [("file", "is a file"), ("full", "holds other things than a run")]:
         with pytest.raises(UserError, match=message):
             train(small_config(text_file), tmp_path / name)

@@ -114,7 +114,7 @@ def test_dropout_depends_on_the_step_whenever_the_log_is_written():
         for step in stops:
             state = replace(jax.tree.map(jnp.array, state), means=Means.none())  # as a train line leaves it
             state, _ = train_steps(
-                state, jnp.int32(step), batches, numbers(), {"dropout": jax.random.key(seed)}, **settings
+                state, jnp.int32(step), batches, numbers(dropout=0.5), {"dropout": jax.random.key(seed)}, **settings
             )
         return numpy_params(nnx.merge(settings["graphdef"], state.params))["w_hq"]
 

@@ -1,0 +1,129 @@
+"""Many models from one file: python run.py sweep --config=FILE [--workdir=DIR] [--shard=I/N] [--config.FIELD=VALUE ...]
+
+The file's sweep() lists the members: a list of dicts, field name → value, each laid over what get_config() returns.
+`rnn_lm.sweeps` helps to make it; experiments/sweeps/learning_rate.py is an example. Each member is a run in a folder of
+its own, for every other verb. On CPUs one member is trained on each core; on a GPU or TPU those that differ in numbers
+only (seed, learning rate, clipping, dropout, ...) are one program, side by side (--config.sweep.mode).
+
+Started again, it goes on where it stopped; a member that diverges is reported, and the others go on. Members may be
+added to a sweep later. DIR/results.json and results.csv have the members, and the settings ranked over their seeds;
+DIR/plots/ the pictures. For job arrays, N processes with --shard=0/N to N-1/N fill one folder, in any order.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+
+from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
+from rnn_lm.commands.train import number
+from rnn_lm.errors import UserError
+from rnn_lm.files import alone_in
+from rnn_lm.training.config import FIELDS, load_sweep, short_name
+from rnn_lm.training.progress import load_plots
+
+MAX_ROWS = 40  # of the table; results.json has all
+
+
+def define_flags(flags: FlagValues) -> None:
+    define_config_flags(flags, "the sweep's folder; runs/NAME-sweep")
+    about = "I/N: train only members number I, I + N, I + 2N, ... of the list, counted from 0"
+    absl_flags.DEFINE_string("shard", "0/1", about, flag_values=flags)
+
+
+def run(flags: FlagValues) -> str:
+    config, overrides = config_of(flags), load_sweep(flags.config)
+    workdir = Path(flags.workdir or Path("runs") / f"{Path(flags.config).stem}-sweep")
+    shard = parse_shard(flags.shard)
+    fields = [field for field in FIELDS if flags[f"config.{field}"].present and field != "sweep.mode"]
+    command = ["python", "run.py", f"--config={flags.config}"]
+    command += [f"--config.{field}={flags[f'config.{field}'].value}" for field in fields]
+
+    from rnn_lm.training.results import RESULTS, TABLE
+    from rnn_lm.training.sweep import sweep, use_all_cores
+
+    use_all_cores()
+    result = sweep(config, overrides, workdir, shard=shard, command=command)
+    with alone_in(workdir):  # other shards draw too
+        pictures = _draw(workdir / "plots", result)
+    files = [str(workdir / RESULTS), str(workdir / TABLE), *map(str, pictures), f"{workdir}/MEMBER/, a run each"]
+    return "\n".join([describe(result), "", "Files: " + "\n       ".join(files)])
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`"1/3"` → (1, 3)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise UserError(
+            f"--shard={text} is not I/N with I from 0 to N-1, such as --shard=0/3, --shard=1/3, --shard=2/3"
+        )
+    return int(found[1]), int(found[2])
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The ranking of the settings, and what it says."""
+    members, settings = result["members"], result["settings"]
+    split = "test" if any(row["test"] for row in members) else "valid"
+    fields = list(dict.fromkeys(field for setting in settings for field in setting["overrides"]))
+    heads = ["rank", *map(short_name, fields)]
+    heads += ["seeds", "validation nats", "± s.e.", f"{split} perplexity", "bits/char", "± s.e."]
+    rows = [
+        [str(rank), *(_cell(setting["overrides"].get(field)) for field in fields), *_figures(setting, split)]
+        for rank, setting in enumerate(settings[:MAX_ROWS], start=1)
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
+    if len(settings) > MAX_ROWS:
+        lines.append(f"… and {len(settings) - MAX_ROWS} more")
+    counts = {status: [row["status"] for row in members].count(status) for status in ("diverged", "unfinished")}
+    lines += ["", f"{len(members)} members; nats are per token, s.e. is the standard error of the mean over the seeds."]
+    if counts["diverged"]:
+        names = [row["name"] for row in members if row["status"] == "diverged"]
+        lines.append(f"{counts['diverged']} diverged: {' '.join(names[:8])}{' …' if len(names) > 8 else ''}")
+    if counts["unfinished"]:
+        lines.append(f"{counts['unfinished']} are not finished yet: other shards have them.")
+    if result["best"]:
+        lines += ["", f"The best on the validation text is {result['best']['name']}. To train it alone:"]
+        lines.append(f"  {result['best']['command']}")
+    return "\n".join(lines)
+
+
+def _figures(setting: dict[str, Any], split: str) -> Sequence[str]:
+    valid, scored = setting["valid"], setting[split]
+    seeds = f"{setting['finished']}/{setting['members']}" + (" diverged" if setting["diverged"] else "")
+    if valid is None or scored is None:
+        return [seeds, "", "", "", "", ""]
+    return [
+        seeds,
+        number(valid["nll"], 4),
+        _error(valid["nll_standard_error"]),
+        number(scored["perplexity"], 3),
+        number(scored["bits_per_char"], 4),
+        _error(scored["bits_per_char_standard_error"]),
+    ]
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _draw(folder: Path, result: dict[str, Any]) -> list[Path]:
+    if load_plots() is None:
+        return []
+    from rnn_lm import sweep_plots
+    from rnn_lm.training.metrics import read_metrics
+
+    curves = {row["name"]: read_metrics(Path(row["workdir"])) for row in result["members"]}
+    paths = [folder / "learning_curves.png"]
+    sweep_plots.learning_curves(paths[0], result, curves)
+    for field in dict.fromkeys(field for row in result["members"] for field in row["overrides"] if field != "seed"):
+        path = folder / f"loss_by_{short_name(field)}.png"
+        if sweep_plots.loss_by_field(path, result, field):
+            paths.append(path)
+    return paths

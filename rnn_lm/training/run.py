@@ -1,0 +1,165 @@
+"""A run while it is trained: what it is, its record, its checkpoints. Its arrays are with the loop."""
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from rnn_lm.data.corpus import Corpus
+from rnn_lm.errors import UserError
+from rnn_lm.files import write_json
+from rnn_lm.inference.evaluate import figures
+from rnn_lm.keys import named_key
+from rnn_lm.training.checkpoints import Checkpoints, fill_tree
+from rnn_lm.training.config import program_of, tokens_per_step
+from rnn_lm.training.metrics import Record
+from rnn_lm.training.run_folder import CHECKPOINTS, DIVERGED, is_over, make_model, write_identity
+from rnn_lm.training.step import TrainState
+
+
+def new_state(config: ConfigDict, vocab_size: int) -> TrainState:
+    """What a run starts from, made by one compiled function for all runs of a program."""
+    key, radius = named_key(config.seed, "params"), jnp.float32(config.model.initial_radius)
+    return _new_state(program_of(config), vocab_size, key, radius)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _new_state(program: FrozenConfigDict, vocab_size: int, key: jax.Array, initial_radius: jax.Array) -> TrainState:
+    model = make_model(program, vocab_size, key=key, initial_radius=initial_radius)
+    return TrainState.create(model, program.optimizer.name, program.batch_size)
+
+
+@cache
+def graphdef_of(program: FrozenConfigDict, vocab_size: int) -> nnx.GraphDef:
+    """The models of a program without their parameters."""
+    return nnx.split(nnx.eval_shape(partial(make_model, program, vocab_size)), nnx.Param)[0]
+
+
+@dataclass
+class Best:
+    """The best evaluation so far, and what the plateau schedule makes of it."""
+
+    step: int | None = None
+    nll: float = float("inf")
+    waited: int = 0  # evaluations since
+    plateau_factor: float = 1.0
+
+    def update(self, step: int, nll: float, config: ConfigDict) -> bool:
+        """Takes in an evaluation; whether it is the new best."""
+        if nll < self.nll:
+            self.step, self.nll, self.waited = step, nll, 0
+            return True
+        self.waited += 1
+        if self.waited > config.optimizer.patience:
+            self.waited = 0
+            self.plateau_factor *= config.optimizer.decay_factor
+        return False
+
+
+class Run:
+    """A run in progress.
+
+    One that is `over` already, finished or diverged in an earlier process, only lends its numbers to those beside it;
+    nothing in its folder changes.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, corpus: Corpus, *, alone: bool = True):
+        """`alone`: the only one of this process, and to be trained even if its folder says that it is over."""
+        self.config, self.workdir, self.corpus = config, workdir, corpus
+        self.over = not alone and is_over(workdir, config.steps)
+        self._alone = alone
+        self.diverged = ""  # what is not finite, and where, once something is not
+        self.best = Best()
+        self.first_step, self.saved_step = 0, -1  # the latter: none
+
+    def open(self) -> TrainState:
+        """Its state, from the latest checkpoint or new; from here on things are written."""
+        size = len(self.corpus.vocabulary)
+        with closing(Checkpoints(self.workdir / CHECKPOINTS, read_only=True)) as checkpoints:
+            if steps := checkpoints.steps():
+                self.first_step = self.saved_step = steps[-1]
+                arrays, notes = checkpoints.restore(self.saved_step)
+                state = fill_tree(jax.eval_shape(partial(new_state, self.config, size)), arrays)
+                self.best = Best(**notes["best"])
+            else:
+                state = new_state(self.config, size)
+        if self.first_step > self.config.steps:
+            raise UserError(
+                f"--workdir={self.workdir} is at step {self.first_step} already; give --config.steps of at least that"
+            )
+        if not self.over:
+            write_identity(self.workdir, self.config, self.corpus)
+            self._checkpoints = Checkpoints(self.workdir / CHECKPOINTS, background=self._alone)
+            self._record = Record(self.workdir, self.first_step)
+        return state
+
+    def close(self) -> None:
+        """Waits for the files that are still being written."""
+        if not self.over:
+            self._record.close()
+            self._checkpoints.close()
+
+    def numbers(self) -> dict[str, float]:
+        """The hyper-parameters that are arguments of the compiled step."""
+        numbers = {k: v for k, v in self.config.optimizer.items() if not isinstance(v, str)}
+        return numbers | {
+            "steps": self.config.steps,
+            "plateau_factor": self.best.plateau_factor,
+            "keep_probability": self.config.truncation.keep_probability,
+            "dropout": self.config.model.dropout,
+        }
+
+    def keys(self) -> dict[str, jax.Array]:
+        """Where the compiled step's random numbers come from."""
+        draws = {"dropout": self.config.model.dropout, "truncation": self.config.truncation.kind == "randomized"}
+        return {name: named_key(self.config.seed, name) for name, on in draws.items() if on}
+
+    def log_train(self, report: Mapping[str, Any], tokens_per_second: float | None) -> dict[str, Any]:
+        """One line of the record: the means since the last one."""
+        line = self._line(int(report["step"]), "train")
+        means = {name: float(value) for name, value in report["means"].values.items()}
+        line |= figures(means.pop("nll"), self.corpus.train.tokens_per_character)
+        line |= means if self.config.optimizer.clip_norm else {"grad_norm": means["grad_norm"]}
+        line["learning_rate"] = float(report["learning_rate"])
+        if tokens_per_second:
+            line["tokens_per_second"] = tokens_per_second
+        self._record.write(line)
+        return line
+
+    def log_valid(self, step: int, nll: float) -> dict[str, Any]:
+        """The same of an evaluation."""
+        line = self._line(step, "valid") | figures(nll, self.corpus.valid.tokens_per_character)
+        self._record.write(line)
+        if not np.isfinite(nll):
+            self.diverge(step, "the validation loss")
+        return line
+
+    def log_sample(self, step: int, perplexity: float, text: str) -> None:
+        self._record.write_sample(step, perplexity, text)
+
+    def save(self, step: int, state: TrainState) -> None:
+        if step == self.saved_step:
+            return
+        state = jax.device_get(state)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.carry))):
+            self.diverge(step, "a parameter")
+            return
+        self._checkpoints.save(step, state, {"best": vars(self.best)})
+        self.saved_step = step
+
+    def diverge(self, step: int, what: str) -> None:
+        """Notes that `what` is not finite; the last good checkpoint stays."""
+        kept = f"the checkpoint of step {self.saved_step} stays" if self.saved_step >= 0 else "nothing was saved yet"
+        self.diverged = f"{what} is not finite at step {step}; {kept}"
+        write_json(self.workdir / DIVERGED, {"step": step, "what": what})
+
+    def _line(self, step: int, split: str) -> dict[str, Any]:
+        return {"step": step, "tokens": step * tokens_per_step(self.config), "split": split}
