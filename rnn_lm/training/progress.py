@@ -59,7 +59,7 @@ class SweepDisplay:
         self._members, self._tokens = members, tokens
         self._over = 0
         self._at: dict[int, tuple[int, int]] = {}  # of each job: tokens at its start and now
-        self._started = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first dispatch was told of, and the tokens until then
         self._lock = threading.Lock()
         self._bar = _Bar(0, tokens, f"{members} members to train: compiling …")
 
@@ -91,13 +91,12 @@ class SweepDisplay:
     def _show(self) -> None:
         now = sum(now for _, now in self._at.values())
         trained = now - sum(start for start, _ in self._at.values())
-        speed = trained / (time.monotonic() - self._started)
-        left = format_seconds((self._tokens - now) / speed) if trained else "…"
-        self._bar.show(
-            now,
-            f"{self._over}/{self._members} members over  {now / self._tokens:.0%} of {self._tokens:,} tokens  "
-            f"{speed:,.0f} tokens/s  {left} left",
-        )
+        seconds, before = self._first = self._first or (time.monotonic(), trained)
+        text = f"{self._over}/{self._members} members over  {now / self._tokens:.0%} of {self._tokens:,} tokens"
+        if (elapsed := time.monotonic() - seconds) and trained > before:
+            speed = (trained - before) / elapsed
+            text += f"  {speed:,.0f} tokens/s  {format_seconds((self._tokens - now) / speed)} left"
+        self._bar.show(now, text)
 
 
 class _JobDisplay:

@@ -1,7 +1,7 @@
 import sys
 
 from rnn_lm.training import progress as module
-from rnn_lm.training.progress import ProgressDisplay, format_seconds
+from rnn_lm.training.progress import ProgressDisplay, SweepDisplay, format_seconds
 
 
 def test_without_a_terminal_lines_come_now_and_then_and_at_the_end(capsys, monkeypatch):
@@ -25,6 +25,26 @@ def test_on_a_terminal_it_is_a_bar(capsys, monkeypatch):
     display.message("[bold] a sample, not markup")
     display.close()
     assert "[bold] a sample, not markup" in capsys.readouterr().err
+
+
+def test_a_sweep_shows_all_its_members_and_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    now = 100.0
+    display = SweepDisplay(members=3, tokens=3000)
+    first, second = display.of(0, tokens_per_step=10), display.of(50, tokens_per_step=10)  # which goes on
+    for now, job, step in [(110.0, first, 10), (115.0, first, 60), (120.0, second, 100)]:  # noqa: B007
+        job.update(step, tokens_per_second=1.0, seconds_per_step=1.0)
+    display.end("one: diverged")
+    first.message("a sample")
+    display.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "3 members to train: compiling …",
+        "0/3 members over  20% of 3,000 tokens",  # the first dispatch compiled, so its time says nothing
+        "0/3 members over  37% of 3,000 tokens  100 tokens/s  19s left",
+        "0/3 members over  53% of 3,000 tokens  100 tokens/s  14s left",
+        "one: diverged",
+    ]
 
 
 def test_format_seconds():
