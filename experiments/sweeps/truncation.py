@@ -9,7 +9,6 @@ from rnn_lm import default_config, sweeps
 
 
 def sweep():
-    full = [{}]
     segments = sweeps.product(
         sweeps.choice("truncation.kind", ["segment"]),
         sweeps.choice("truncation.steps", [1, 2, 4, 8, 16, 32]),  # τ: steps that the gradient goes back at most
@@ -18,7 +17,8 @@ def sweep():
         sweeps.choice("truncation.kind", ["randomized"]),
         sweeps.choice("truncation.keep_probability", [0.5, 0.75, 0.875, 0.9375]),  # π: 1/(1 − π) steps in the mean
     )
-    return sweeps.product(sweeps.chain(full, segments, randomized), sweeps.seeds(3))
+    # The first is the config as it stands: full backpropagation through each window.
+    return sweeps.product(sweeps.chain([{}], segments, randomized), sweeps.seeds(3))
 
 
 def get_config():
