@@ -172,6 +172,19 @@ def test_the_best_checkpoint_is_what_a_run_ends_with(tmp_path, text_file):
     assert summary["best_step"] in kept and 100 in kept and len(kept) <= 4
 
 
+def test_on_a_plateau_the_rate_falls_whenever_validation_is_not_better(tmp_path, text_file):
+    given = {"name": "sgd", "learning_rate": 3.0, "clip_norm": 0.0, "schedule": "plateau", "patience": 0}
+    changes = {f"optimizer__{name}": value for name, value in given.items()}
+    train(small_config(text_file, steps=40, eval_every=5, log_every=5, **changes), tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
+    rate, best, rates = 3.0, np.inf, []
+    for valid in (line["nll"] for line in lines if line["split"] == "valid"):
+        rates.append(rate)
+        rate, best = (rate, valid) if valid < best else (rate / 2, best)
+    assert [line["learning_rate"] for line in lines if line["split"] == "train"] == pytest.approx(rates)
+    assert 3.0 / 2**7 < rates[-1] < 3.0  # now and then
+
+
 def test_a_signal_while_the_last_files_are_written_is_not_lost(tmp_path, text_file, monkeypatch):
     def close(self):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -109,7 +109,7 @@ def test_dropout_depends_on_the_step_whenever_the_log_is_written():
     batches = Batches.of(ids, batch_size=B, segment_length=T, partition="sequential")
     settings = {"graphdef": nnx.graphdef(model), "optimizer": "sgd", "schedule": "constant"}
 
-    def run(*stops, seed=0):
+    def run(*stops, seed=0, settings=settings):
         state = TrainState.create(model, "sgd", B)
         for step in stops:
             state = replace(jax.tree.map(jnp.array, state), means=Means.none())  # as a train line leaves it
@@ -120,6 +120,8 @@ def test_dropout_depends_on_the_step_whenever_the_log_is_written():
 
     np.testing.assert_array_equal(run(2, 5), run(5))
     assert np.abs(run(5, seed=1) - run(5)).max() > 0.01
+    other = nnx.graphdef(RNNLM(V, H, rngs=nnx.Rngs(0), dropout=0.9))  # the rate is one of the numbers
+    np.testing.assert_array_equal(run(5, settings=settings | {"graphdef": other}), run(5))
 
 
 def test_it_stops_at_the_step_whose_loss_is_not_finite():

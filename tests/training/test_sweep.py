@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from contextlib import closing
 
 import jax
 import numpy as np
@@ -15,9 +16,10 @@ from rnn_lm.interrupts import Stopped
 from rnn_lm.training import loop
 from rnn_lm.training import sweep as module
 from rnn_lm.training.config import complete_config
-from rnn_lm.training.loop import train
+from rnn_lm.training.loop import Trainer, batches_of, train
 from rnn_lm.training.members import members_of
 from rnn_lm.training.metrics import read_metrics
+from rnn_lm.training.run import Run
 from rnn_lm.training.run_folder import load, read_config
 from rnn_lm.training.step import train_steps, train_steps_side_by_side
 from rnn_lm.training.sweep import plan, sweep
@@ -172,6 +174,17 @@ def test_lanes_that_were_saved_at_different_steps_meet_again(side_by_side, tmp_p
         assert_same_run(workdir / name, side_by_side[0] / name)
     for mine, theirs in zip(result["members"], side_by_side[1]["members"], strict=True):
         assert mine["valid"] == (theirs["valid"] and pytest.approx(theirs["valid"], rel=1e-6))
+
+
+def test_lanes_that_are_over_stand_still(side_by_side, tmp_path, text_file):
+    workdir = tmp_path / "one-goes-on"
+    shutil.copytree(side_by_side[0], workdir)
+    (workdir / FINISHED[0] / "summary.json").unlink()
+    shutil.rmtree(workdir / FINISHED[0] / "checkpoints" / "30")
+    members = members_of(config_of(text_file), MEMBERS, workdir)
+    runs = [Run(member.config, member.workdir, member.corpus, alone=False) for member in members]
+    with closing(Trainer(runs, batches_of(members[0].config, members[0].corpus))) as trainer:
+        assert trainer.first_step == 20 and trainer.state.finite.tolist() == [True] + 5 * [False]
 
 
 def test_shards_in_any_order_fill_one_folder(one_by_one, tmp_path, text_file, monkeypatch):
