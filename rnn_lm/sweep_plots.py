@@ -87,7 +87,7 @@ def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
         nlls = [row["valid"]["nll"] for row in rows]
         axes.errorbar(values, nlls, errors, color=f"C{number}", capsize=3, label=_label(name) if name else None)
         dots = [row for row in result["members"] if row["valid"] and others(row["overrides"]) == name]
-        dots = [(row["overrides"].get(field), row["valid"]["nll"]) for row in dots if row["valid"]["nll"] is not None]
+        dots = [(row["overrides"].get(field), row["valid"]["nll"]) for row in dots]
         axes.plot(*zip(*dots, strict=True), "o", markersize=3, alpha=0.5, color=f"C{number}")
     for setting in result["settings"]:
         if not setting["overrides"] and setting["valid"]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from rnn_lm.data.corpus import Corpus, Split, load_corpus
-from rnn_lm.errors import Diverged, UserError
+from rnn_lm.errors import Diverged
 from rnn_lm.files import temporary_name, write_json
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.inference.reading import MAX_LOGITS
@@ -25,7 +25,7 @@ from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS
 from rnn_lm.training.config import FIELDS, check_config, set_field, tokens_per_step
 from rnn_lm.training.members import Member, check_members
 from rnn_lm.training.results import NGRAMS, PLOTS
-from rnn_lm.training.run_folder import SUMMARY, free_folder, load, make_model, read_diverged, read_json
+from rnn_lm.training.run_folder import SUMMARY, check_only, load, make_model, read_diverged, read_json
 from rnn_lm.training.sweep import counts_path, train_members
 
 RESULT = "compare.json"
@@ -38,7 +38,7 @@ WINDOWS, MAX_SCORES = 2**14, 2**30  # windows that are read for it, and numbers 
 def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any] = lambda what: None) -> dict[str, Any]:
     """Fits all rivals and scores them on the test text (validation, if there is none), as `compare.json` has it.
 
-    Each network is trained by `train` in a folder of its own, so what was interrupted goes on where it stopped.
+    Each network is trained in a folder of its own, so what was interrupted goes on where it stopped.
     `on_progress` is told what is done next.
 
     Raises:
@@ -49,7 +49,8 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any]
     for member_config in configs.values():
         check_config(member_config)
     corpus = load_corpus(**config.corpus)
-    check_compare_folder(workdir)
+    ours = {*NETWORKS, RESULT, temporary_name(workdir / RESULT).name, NGRAMS, PLOTS}
+    check_only(workdir, ours, "a comparison")
     members = [Member(name, {}, configs[name], workdir / name, corpus) for name in NETWORKS]
     check_members(members, workdir)
     part = "test" if corpus.test.tokens else "valid"
@@ -106,19 +107,6 @@ def config_of(config: ConfigDict, name: str) -> ConfigDict:
     for field, value in changes.items() | {field: FIELDS[field].default for field in dropped}.items():
         set_field(config, field, value)
     return config
-
-
-def check_compare_folder(workdir: Path) -> None:
-    """Raises UserError where `workdir` is something else than a comparison's folder, or none yet."""
-    free = free_folder(workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder, such as {free}")
-    ours = {*NETWORKS, RESULT, temporary_name(workdir / RESULT).name, NGRAMS, PLOTS}
-    if workdir.is_dir() and (others := {path.name for path in workdir.iterdir()} - ours):
-        raise UserError(
-            f"--workdir={workdir} holds other things than a comparison, such as {min(others)}; "
-            f"give a free folder, such as --workdir={free}"
-        )
 
 
 def score_ngrams(

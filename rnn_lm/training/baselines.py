@@ -25,16 +25,16 @@ MAX_NGRAM_TOKENS = 10_000_000  # of the training text that are counted: 1.8 GB, 
 class Baselines:
     """The models without a network, of one text; used by `with`, inside which n-grams are counted in the background.
 
-    They are kept at `path`, where those of an earlier process are found. `counted` is what `fit_ngram` would count,
-    where that has been done already. `shared`: other processes may want the same file at the same time.
+    They are kept at `path`, where those of an earlier process are found. `shared`: other processes may want the same
+    file at the same time.
     """
 
-    def __init__(self, path: Path, corpus: Corpus, counted: NGramLM | None = None, *, shared: bool = False):
+    def __init__(self, path: Path, corpus: Corpus, *, shared: bool = False):
         self.path, self._shared = path, shared
         self._corpus = corpus
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._counting = self._pool.submit(self._count, counted)
+        self._counting = self._pool.submit(self._count)
 
     def __enter__(self) -> Self:
         return self
@@ -43,9 +43,9 @@ class Baselines:
         self._over.set()  # nobody waits for the counts any more
         self._pool.shutdown()
 
-    def _count(self, counted: NGramLM | None) -> NGramLM | None:
+    def _count(self) -> NGramLM | None:
         with alone_in(self.path.parent, self._over.is_set) if self._shared else nullcontext():
-            return fit_ngram(self.path, self._corpus, self._over.is_set, counted)
+            return fit_ngram(self.path, self._corpus, self._over.is_set)
 
     def wait(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Waits for the counts, or until `stop` says that nobody wants them; whether they are there."""
@@ -76,13 +76,10 @@ class Baselines:
             write_bytes(path, self.path.read_bytes())
 
 
-def fit_ngram(
-    path: Path, corpus: Corpus, stopped: Callable[[], bool], counted: NGramLM | None = None
-) -> NGramLM | None:
+def fit_ngram(path: Path, corpus: Corpus, stopped: Callable[[], bool]) -> NGramLM | None:
     """The n-gram model of a run, modified Kneser-Ney: of orders 1 to 6 the best on the validation text.
 
-    It is counted once, here or, as `counted`, before, and kept at `path`. None where `stopped` says, between two
-    orders, that nobody waits.
+    It is counted once, and kept at `path`. None where `stopped` says, between two orders, that nobody waits.
     """
     size = len(corpus.vocabulary)
     if path.exists():
@@ -92,9 +89,6 @@ def fit_ngram(
                 return kept
         except UserError:
             pass  # damaged: it is counted again
-    if counted is not None:
-        counted.save(path)
-        return counted
     ids = corpus.train.ids[:MAX_NGRAM_TOKENS]
     best, lowest = None, math.inf
     for model in NGramLM.fit_orders(ids, order=min(MAX_NGRAM_ORDER, len(ids)), vocab_size=size):

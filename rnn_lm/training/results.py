@@ -13,7 +13,7 @@ from rnn_lm.errors import UserError
 from rnn_lm.files import alone_in, temporary_name, write_json, write_text
 from rnn_lm.training.config import Value
 from rnn_lm.training.members import Member, shown
-from rnn_lm.training.run_folder import beside, free_folder, read_diverged, read_json, read_summary
+from rnn_lm.training.run_folder import beside, check_only, free_folder, read_diverged, read_json, read_summary
 
 RESULTS, TABLE, NGRAMS, PLOTS = "results.json", "results.csv", "ngrams", "plots"
 FIGURES = ("nll", "perplexity", "bits_per_char")
@@ -21,24 +21,17 @@ FIGURES = ("nll", "perplexity", "bits_per_char")
 
 def check_sweep_folder(workdir: Path, members: Sequence[Member]) -> None:
     """Raises UserError where `workdir` is not this sweep's: it is to be absent, empty, or have none but its members."""
-    free = free_folder(workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder, such as {free}")
     names = {member.name for member in members}
     if (workdir / RESULTS).exists():
         theirs = [row["name"] for row in read_json(workdir / RESULTS).get("members", [])]
         if others := [name for name in theirs if name not in names and (workdir / name).exists()]:
             raise UserError(
                 f"--workdir={workdir} is of another sweep: it has {len(others)} members that this one has not, such as "
-                f"{others[0]}; give a free folder, such as --workdir={free}"
+                f"{others[0]}; give a free folder, such as --workdir={free_folder(workdir)}"
             )
         return  # whatever else is there, such as a job's log
     ours = {*names, RESULTS, TABLE, NGRAMS, PLOTS, *(temporary_name(workdir / file).name for file in (RESULTS, TABLE))}
-    if workdir.is_dir() and (strange := {path.name for path in workdir.iterdir()} - ours):
-        raise UserError(
-            f"--workdir={workdir} holds other things than this sweep, such as {min(strange)}; "
-            f"give a free folder, such as --workdir={free}"
-        )
+    check_only(workdir, ours, "this sweep")
 
 
 def write_results(workdir: Path, members: Sequence[Member], command: Sequence[str]) -> dict[str, Any]:

@@ -101,6 +101,18 @@ def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus, *, named: Pa
         )
 
 
+def check_only(workdir: Path, ours: set[str], what: str) -> None:
+    """Raises UserError where `workdir` is not a folder, or one with other things in it than those of `what`."""
+    free = free_folder(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a folder, such as {free}")
+    if workdir.is_dir() and (others := {path.name for path in workdir.iterdir()} - ours):
+        raise UserError(
+            f"--workdir={workdir} holds other things than {what}, such as {min(others)}; "
+            f"give a free folder, such as --workdir={free}"
+        )
+
+
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Makes the folder, if need be, and keeps other processes from training in it meanwhile.
