@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from rnn_lm.errors import UserError
 from rnn_lm.keys import named_key
 from rnn_lm.nn.arrays import named_leaves
-from rnn_lm.nn.cells import states_by_letter
+from rnn_lm.nn.stack import states_by_letter
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
@@ -82,9 +82,9 @@ def _norms_by_lag(graphdef: nnx.GraphDef, params: Any, batch: Minibatch) -> dict
                 return jax.tree.map(jnp.add, model.cell(carry, x)[0], added), None
 
             last, _ = jax.lax.scan(step, carry, (inputs, added))
-            return cross_entropy(model.output(states_by_letter(last)["h"][-1]), label[None]).sum()
+            return cross_entropy(model.output(model.cell.output(last)), label[None]).sum()
 
-        adjoints = states_by_letter(jax.grad(loss)(nothing))
+        adjoints = states_by_letter(model.cell, jax.grad(loss)(nothing))
         return {letter: _norm(jnp.concatenate(layers, axis=2)[:, 0])[::-1] for letter, layers in adjoints.items()}
 
     each = batch.carry, batch.inputs.T, batch.labels[-1]

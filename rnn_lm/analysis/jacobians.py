@@ -10,23 +10,27 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rnn_lm.keys import named_key
-from rnn_lm.nn.cells import Cell, Stack
+from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.stack import Stack
 
-GATES = {1: ("h",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}  # of a cell with so many
+GATES = {ElmanCell: ("h",), GRUCell: ("r", "z", "n"), LSTMCell: ("i", "f", "g", "o")}  # other cells count theirs
 
 
 def recurrent_spectra(model: RNNLM) -> list[dict[str, Any]]:
     """Of each gate's [H, H] part of each layer's W_hh: eigenvalues, their largest modulus, and singular values.
 
     In an Elman cell without its tanh, gradients change by the eigenvalues' moduli per step in the long run and never
-    grow by more than the largest singular value in one; a gate has its part of that only.
+    grow by more than the largest singular value in one; a gate has its part of that only. A cell without such a W_hh
+    has none.
     """
-    layers: list[Cell] = list(model.cell.cells) if isinstance(model.cell, Stack) else [model.cell]
+    layers: list[Any] = list(model.cell.cells) if isinstance(model.cell, Stack) else [model.cell]
     spectra = []
     for number, cell in enumerate(layers, start=1):
-        parts = np.split(np.asarray(cell.w_hh[...], np.float64), cell.num_gates, axis=1)
-        for gate, part in zip(GATES[cell.num_gates], parts, strict=True):
+        w_hh = np.asarray(cell.w_hh[...] if hasattr(cell, "w_hh") else np.zeros((0, 0)), np.float64)
+        gates, rest = divmod(w_hh.shape[1], w_hh.shape[0]) if w_hh.size else (0, 0)
+        parts = np.split(w_hh, gates, axis=1) if gates and not rest else []
+        for gate, part in zip(GATES.get(type(cell), map(str, range(1, gates + 1))), parts, strict=True):
             eigenvalues = np.linalg.eigvals(part)
             spectra.append(
                 {

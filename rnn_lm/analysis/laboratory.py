@@ -125,8 +125,8 @@ def jacobians(subject: Subject) -> Section:
     spectra = recurrent_spectra(subject.model)
     exponents, errors = subject.lyapunov
     radii = sorted(gate["spectral_radius"] for gate in spectra)
-    which = f"{radii[0]:.2f} to {radii[-1]:.2f}" if len(radii) > 1 else f"{radii[0]:.2f}"
-    finding = f"The spectral radius of W_hh is {which}"
+    which = f"{radii[0]:.2f} to {radii[-1]:.2f}" if len(radii) > 1 else f"{radii[0]:.2f}" if radii else ""
+    finding = f"The spectral radius of W_hh is {which}" if radii else "The cell has no W_hh of square parts"
     if {gate["gate"] for gate in spectra} == {"h"}:  # an Elman cell: its own powers are the gradient's
         fate = "keep their size" if abs(radii[-1] - 1) < 0.005 else "explode" if radii[-1] > 1 else "vanish"
         finding += f": by its powers alone gradients would {fate}"

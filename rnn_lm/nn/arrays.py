@@ -1,11 +1,69 @@
 """Small helpers over arrays of the recurrence."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.typing import Dtype
 from jax import lax
-from jaxtyping import Array
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+
+def product(x: Float[Array, "*batch K"], w: Float[Array, "K N"], dtype: Dtype | None) -> Float[Array, "*batch N"]:
+    """`x @ w` of factors rounded to `dtype` (None: as w is), summed in the dtype of w."""
+    factors = x.astype(dtype or w.dtype), w.astype(dtype or w.dtype)
+    multiply = partial(jnp.matmul, preferred_element_type=w.dtype)
+    if x.ndim < 3:
+        return multiply(*factors)
+    by_rows = lambda x, w: multiply(rows(x), w).reshape(*x.shape[:-1], w.shape[-1])  # noqa: E731
+    return _on_cpu_by_rows(by_rows, multiply, *factors)
+
+
+def summed_product(
+    x: Float[Array, "*batch K"], y: Float[Array, "*batch N"], w: Float[Array, "K N"], dtype: Dtype | None
+) -> Float[Array, "K N"]:
+    """The sum of `x yᵀ` over all leading axes: what the gradient of w in `y = x @ w` is. Rounded as `product` is."""
+    factors = x.astype(dtype or w.dtype), y.astype(dtype or w.dtype)
+    axes = tuple(range(x.ndim - 1))
+    sharding = jax.typeof(w).sharding if is_sharded(x) or is_sharded(y) else None
+    contract = partial(
+        lax.dot_general,
+        dimension_numbers=((axes, axes), ((), ())),
+        preferred_element_type=w.dtype,
+        out_sharding=sharding,
+    )
+    by_rows = lambda x, y: jnp.matmul(rows(x).T, rows(y), preferred_element_type=w.dtype)  # noqa: E731
+    return _on_cpu_by_rows(by_rows, contract, *factors)
+
+
+def _on_cpu_by_rows(by_rows: Callable[..., Array], plain: Callable[..., Array], x: Array, y: Array) -> Array:
+    """Over several axes, XLA's CPU code takes up to twice as long for a sum of outer products as over rows.
+
+    Elsewhere, and where the axes are sharded, the arrays keep their shape: rows of a sharded axis would be gathered.
+    """
+    if is_sharded(x) or is_sharded(y):
+        return plain(x, y)
+    return lax.platform_dependent(x, y, cpu=by_rows, default=plain)
+
+
+def rows_of(table: Float[Array, "V N"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch N"]:
+    """`table[ids]`, sharded as the ids are."""
+    if is_sharded(ids):
+        return table.at[ids].get(out_sharding=PartitionSpec(*jax.typeof(ids).sharding.spec, None))
+    return table[ids]
+
+
+def is_sharded(x: Array) -> bool:
+    """Whether x's type says that an axis is divided among devices, as it does on meshes with Explicit axes."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def along_last(x: Float[Array, "N"], like: Array) -> Float[Array, "*ones N"]:
+    """x with as many axes as `like`, so that ranks need no promotion."""
+    return lax.expand_dims(x, range(like.ndim - x.ndim))
 
 
 def alike(tree: Any) -> Any:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from rnn_lm.nn.cell import are_ids
 from rnn_lm.nn.truncation import scale_gradient
 
 # By name, all with a leading time axis; what is absent does not happen.
@@ -17,7 +18,8 @@ def controls_of(num_steps: int, lengths: Array | None, resets: Array | None) -> 
     """What `lengths` and `resets` of `unroll` say of each step."""
     controls = {} if resets is None else {"resets": resets}
     if lengths is not None:
-        controls["valid"] = jnp.arange(num_steps).reshape(-1, *(1,) * lengths.ndim) < lengths
+        steps = jnp.arange(num_steps, dtype=jnp.int32).reshape(-1, *(1,) * lengths.ndim)
+        controls["valid"] = steps < lengths.astype(jnp.int32)[None]
     return controls
 
 
@@ -47,6 +49,7 @@ def without_padding(x: Array, controls: Controls) -> Array:
     return where(controls["valid"], x, jnp.zeros_like(x)) if "valid" in controls else x
 
 
-def initial_carry(cell: nnx.RNNCellBase, inputs: Array) -> Any:
-    ids = jnp.issubdtype(inputs.dtype, jnp.integer)
+def initial_carry(cell: nnx.RNNCellBase, carry: Any, inputs: Array) -> Any:
+    """What a reset brings back."""
+    ids = are_ids(carry, inputs, steps=1)
     return cell.initialize_carry((*inputs.shape[1:], 1) if ids else inputs.shape[1:], nnx.Rngs(0))  # flax's want rngs

@@ -12,14 +12,22 @@ from flax.nnx import initializers
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int
 
-from rnn_lm.nn.cells import ACTIVATIONS, CELLS, Stack, dropped, glorot, product, states_by_letter, zeros
+from rnn_lm.nn.arrays import along_last, product
+from rnn_lm.nn.cell import glorot, orthogonal, show_signature, zeros
+from rnn_lm.nn.cells import ACTIVATIONS
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.recurrence import unroll
+from rnn_lm.nn.registry import cell_class, takes
+from rnn_lm.nn.stack import Stack, dropout_rate, dropped, states_by_letter
 from rnn_lm.nn.truncation import Truncation
 
 
 class LanguageModel(nnx.Module):
     """What all who use a model may ask of it: token ids → hidden layers → logits of the next token."""
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        show_signature(cls)
 
     @property
     @abstractmethod
@@ -74,6 +82,9 @@ class LanguageModel(nnx.Module):
 class NeuralLM(LanguageModel):
     """What all networks share: the vectors that stand for tokens and, behind a body, the output layer O = H w_hq + b_q.
 
+    A subclass hands `add_body` to the constructor: it makes the parameters between the token vectors, whose size D it
+    is given, and the output layer, which reads H numbers.
+
     Args:
       vocab_size: V.
       hidden_features: H.
@@ -83,25 +94,24 @@ class NeuralLM(LanguageModel):
       tie: the embedding, transposed, is w_hq too (Press, Wolf 2017); `embed_dim` is H then.
       dtype: what the matrix products are computed in; None is `param_dtype`.
       param_dtype: of parameters, state and logits.
-      body: what the model's own `add_body` takes.
     """
 
     def __init__(
         self,
         vocab_size: int,
         hidden_features: int,
+        add_body: Callable[[int], None],
         *,
         rngs: nnx.Rngs,
-        embed_dim: int = 0,
-        dropout: float = 0.0,
-        tie: bool = False,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        **body: Any,
+        embed_dim: int,
+        dropout: float,
+        tie: bool,
+        dtype: Dtype | None,
+        param_dtype: Dtype,
     ):
         if tie and embed_dim != hidden_features:
             raise ValueError(f"a tied embedding has hidden_features = {hidden_features} entries; embed_dim={embed_dim}")
-        self.dropout = dropout
+        self.dropout = dropout_rate(dropout)
         self.dtype = dtype
         spread = hidden_features**-0.5 if tie else 1.0  # so that the first logits are of the order of 1
         self.embedding: Any = (
@@ -109,13 +119,9 @@ class NeuralLM(LanguageModel):
             if embed_dim
             else None
         )
-        self.add_body(embed_dim or vocab_size, hidden_features, param_dtype=param_dtype, rngs=rngs, **body)
+        add_body(embed_dim or vocab_size)
         self.w_hq: Any = None if tie else nnx.Param(glorot(rngs.params(), (hidden_features, vocab_size), param_dtype))
         self.b_q = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
-
-    @abstractmethod
-    def add_body(self, *sizes: Any, **options: Any) -> None:
-        """Makes the parameters between the token vectors, of size D, and the output layer, which reads H numbers."""
 
     @property
     def vocab_size(self) -> int:
@@ -124,16 +130,20 @@ class NeuralLM(LanguageModel):
     def output(self, h: Float[Array, "*batch H"]) -> Float[Array, "*batch V"]:
         """The output layer, equations (8.4.4) and (8.4.6): O = H w_hq + b_q."""
         w_hq = self.embedding[...].T if self.w_hq is None else self.w_hq[...]
-        return product(h, w_hq, self.dtype) + self.b_q[...]
+        logits = product(h, w_hq, self.dtype)
+        return logits + along_last(self.b_q[...], logits)
 
 
 class RNNLM(NeuralLM):
     """The recurrent language model, equations (8.4.5) and (8.4.6).
 
     Args, beside those of `NeuralLM`:
-      cell: the name of the recurrent cell.
+      cell: the recurrent cell: "elman", "gru", "lstm", another name that is registered, or a class.
       num_layers: recurrent layers, one above the other.
-      cell_options: what else the cells' constructor takes.
+      layer_norm, activation, kernel_init, recurrent_init, bias_init: the cell's, of cells that take them.
+
+    Raises:
+      ValueError: for a cell that is not known, and for an option that it does not take.
 
     >>> model = RNNLM(28, 64, rngs=nnx.Rngs(0))
     >>> carry, logits = model(model.initialize_carry(batch_size=2), jnp.zeros((5, 2), jnp.int32))
@@ -141,19 +151,63 @@ class RNNLM(NeuralLM):
     (5, 2, 28)
     """
 
-    def add_body(
-        self, in_features: int, hidden_features: int, *, cell: str = "elman", num_layers: int = 1, **cell_options: Any
-    ) -> None:
-        sizes = [in_features, *(num_layers - 1) * [hidden_features]]
-        layers = [CELLS[cell](size, hidden_features, dtype=self.dtype, **cell_options) for size in sizes]
-        self.cell = layers[0] if num_layers == 1 else Stack(layers, dropout=self.dropout)
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_features: int,
+        *,
+        rngs: nnx.Rngs,
+        cell: str | type[nnx.RNNCellBase] = "elman",
+        num_layers: int = 1,
+        embed_dim: int = 0,
+        dropout: float = 0.0,
+        tie: bool = False,
+        layer_norm: bool = False,
+        activation: str = "tanh",
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = glorot,
+        recurrent_init: Initializer = orthogonal,
+        bias_init: Initializer = zeros,
+    ):
+        make = cell if isinstance(cell, type) else cell_class(cell)
+        optional = {
+            "layer_norm": (layer_norm, False),
+            "activation": (activation, "tanh"),
+            "param_dtype": (param_dtype, jnp.float32),
+            "kernel_init": (kernel_init, glorot),
+            "bias_init": (bias_init, zeros),
+        }
+        if refused := [name for name, (value, usual) in optional.items() if value != usual and not takes(make, name)]:
+            raise ValueError(f"{make.__qualname__} does not take {', '.join(refused)}; leave it out")
+        options = {name: value for name, (value, _) in optional.items() if takes(make, name)}
+
+        def add_body(in_features: int) -> None:
+            sizes = [in_features, *(num_layers - 1) * [hidden_features]]
+            layers = [
+                make(size, hidden_features, rngs=rngs, dtype=dtype, recurrent_init=recurrent_init, **options)
+                for size in sizes
+            ]
+            self.cell: Any = layers[0] if num_layers == 1 else Stack(layers, dropout=dropout)
+
+        super().__init__(
+            vocab_size,
+            hidden_features,
+            add_body,
+            rngs=rngs,
+            embed_dim=embed_dim,
+            dropout=dropout,
+            tie=tie,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
 
     def initialize_carry(self, batch_size: int) -> Any:
         """The state before the first token: zeros."""
         return self.cell.initialize_carry((batch_size, 1))
 
     def states(self, carry: Any) -> dict[str, list[Array]]:
-        return states_by_letter(carry)
+        return states_by_letter(self.cell, carry)
 
     def hidden(
         self,
@@ -193,22 +247,40 @@ class MLPLM(NeuralLM):
     (48, 64)
     """
 
-    def add_body(
+    def __init__(
         self,
-        in_features: int,
+        vocab_size: int,
         hidden_features: int,
         *,
         rngs: nnx.Rngs,
-        param_dtype: Dtype,
         context: int,
+        embed_dim: int = 0,
+        dropout: float = 0.0,
+        tie: bool = False,
         activation: str = "tanh",
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
         kernel_init: Initializer = glorot,
         bias_init: Initializer = zeros,
-    ) -> None:
+    ):
         self.context = context
         self.activation = activation
-        self.w_xh = nnx.Param(kernel_init(rngs.params(), (context * in_features, hidden_features), param_dtype))
-        self.b_h = nnx.Param(bias_init(rngs.params(), (hidden_features,), param_dtype))
+
+        def add_body(in_features: int) -> None:
+            self.w_xh = nnx.Param(kernel_init(rngs.params(), (context * in_features, hidden_features), param_dtype))
+            self.b_h = nnx.Param(bias_init(rngs.params(), (hidden_features,), param_dtype))
+
+        super().__init__(
+            vocab_size,
+            hidden_features,
+            add_body,
+            rngs=rngs,
+            embed_dim=embed_dim,
+            dropout=dropout,
+            tie=tie,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
 
     def initialize_carry(self, batch_size: int) -> Int[Array, "B K"]:
         """The tokens before the first: there are none."""

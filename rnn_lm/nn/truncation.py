@@ -8,8 +8,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 
+class _Argument:
+    """What compiled functions take as an argument: the fields of the dataclass are the leaves of a pytree."""
+
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_pytree_node(cls, lambda t: (list(vars(t).values()), tuple(vars(t))), cls._copy)
+
+    @classmethod
+    def _copy(cls, names: tuple[str, ...], leaves: Any) -> Any:
+        """Not checked again: leaves may be anything while functions are traced."""
+        made = object.__new__(cls)
+        vars(made).update(zip(names, leaves, strict=True))
+        return made
+
+
 @dataclass(frozen=True)
-class SegmentTruncation:
+class SegmentTruncation(_Argument):
     """Regular truncation: the state that is carried over each `steps`-th step is a constant for the gradient.
 
     That is what training does between one window and the next.
@@ -27,12 +41,14 @@ class SegmentTruncation:
         return jnp.where((boundary % self.steps == 0) & (boundary > 0) & (boundary < num_steps), 0.0, 1.0)
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class WindowTruncation:
     """The loss of step t differentiates through the steps t − steps + 1 to t; the state before them is a constant.
 
     A step past the end of a sequence is none. In a stack the steps are those of all layers together. The gradient
-    takes `steps` times as long as that of the whole window.
+    takes `steps` times as long as that of the whole window. Of as many steps as there are it still keeps the loss of the
+    last step from the state before the first; of more it is the whole gradient.
     """
 
     steps: int
@@ -43,7 +59,7 @@ class WindowTruncation:
 
 
 @dataclass(frozen=True)
-class RandomizedTruncation:
+class RandomizedTruncation(_Argument):
     """The gradient that passes from step t to step t − 1 is multiplied by ξ_t ∈ {0, 1/π}, P(ξ_t = 1/π) = π.
 
     Its mean is the whole gradient. All sequences and layers share the ξ_t, which `key` draws.

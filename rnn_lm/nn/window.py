@@ -10,8 +10,10 @@ from jax import lax
 from jaxtyping import Array
 
 from rnn_lm.nn.arrays import alike, shifted
-from rnn_lm.nn.cells import Cell, Stack
+from rnn_lm.nn.cell import Cell, as_inputs, is_hoisted, overrides
 from rnn_lm.nn.controls import Controls, controls_of, enter, initial_carry, keep, where, without_padding
+from rnn_lm.nn.scan import changing_leaves, projections
+from rnn_lm.nn.stack import Stack
 
 
 def with_window_gradient(
@@ -31,12 +33,22 @@ def with_window_gradient(
     One scan goes back in time with `steps` adjoints of the state side by side: lane a holds that of the losses a steps
     later, moves up by one at each step, and is dropped when it has passed through `steps` of them.
     """
-    graphdef, params = nnx.split(stack)
+    graphdef, state = nnx.split(stack)
+    leaves, tree = jax.tree.flatten(state)
+    params = {i: leaf for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    fixed = {i: leaf for i, leaf in enumerate(leaves) if i not in params}
     first, *_ = stack.cells
-    hoisted = isinstance(first, Cell)
+    hoisted = is_hoisted(first)
+    if isinstance(first, Cell):
+        inputs = as_inputs(carry[0], inputs, first.param_dtype, steps=1)
+    if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(carry)):
+        raise ValueError("truncation: a WindowTruncation is for carries of floating-point numbers only")
+    if changing_leaves(stack, carry, inputs[0]):
+        raise ValueError("truncation: a WindowTruncation is not for cells that change their own state at each step")
     controls = controls_of(len(inputs), lengths, resets)
     inputs = without_padding(inputs, controls)
-    initial = None if resets is None else initial_carry(stack, inputs)
+    initial = None if resets is None else initial_carry(stack, carry, inputs)
+    is_learned = resets is not None and any(overrides(cell, "initialize_carry") for cell in stack.cells)
     # What dropout multiplies the inputs of the upper layers by.
     factors = [
         stack.drop(jnp.ones((*values[1].shape[:-1], below.hidden_features), values[1].dtype), layer, key)
@@ -45,13 +57,12 @@ def with_window_gradient(
     ]
 
     def step(
-        params: Any, carry: tuple, x: Array, initial: Any, control: Controls, factors: list[Array]
+        params: Any, carry: tuple, x: Array, initial: Any, fixed: Any, control: Controls, factors: list[Array]
     ) -> tuple[tuple, Array]:
         """All layers at one time step."""
+        cells = nnx.merge(graphdef, tree.unflatten([(params | fixed)[i] for i in range(len(leaves))])).cells
         news = []
-        for i, (cell, state) in enumerate(
-            zip(nnx.merge(graphdef, params).cells, enter(carry, control, initial), strict=True)
-        ):
+        for i, (cell, state) in enumerate(zip(cells, enter(carry, control, initial), strict=True)):
             if i == 0 and hoisted:
                 new = cell.step(state, x)
                 x = cell.output(new)
@@ -68,35 +79,41 @@ def with_window_gradient(
         return arguments[-1], arguments
 
     def backward(saved: tuple, cotangents: tuple[Any, Array]) -> tuple:
-        params, carry, xs, initial, controls, factors, (carries, _) = saved
+        params, carry, xs, initial, fixed, controls, factors, (carries, _) = saved
         befores = jax.tree.map(partial(shifted, reverse=reverse), carry, carries)
+        learned = initial if is_learned else None
 
         def back(state: tuple[Any, Any], inputs: tuple) -> tuple[tuple[Any, Any], Array]:
-            lanes, d_params = state
+            lanes, d_shared = state
             (d_new, d_output), before, x, control, factors = inputs
             d_new = jax.tree.map(lambda lanes, d: lanes.at[0].add(d), lanes, d_new)
             d_outputs = jnp.zeros((steps, *d_output.shape), d_output.dtype).at[0].set(d_output)
-            _, pull = jax.vjp(lambda p, c, x: step(p, c, x, initial, control, factors), params, before, x)
+
+            def here(shared: tuple[Any, Any], before: Any, x: Array) -> Any:
+                params, learned = shared
+                return step(params, before, x, learned if is_learned else initial, fixed, control, factors)
+
+            _, pull = jax.vjp(here, (params, learned), before, x)
             passed = jax.vmap(lambda *d: pull(d)[1])(d_new, d_outputs)
-            d_params_t, _, d_x = pull((jax.tree.map(_total, d_new), d_output))
+            d_shared_t, _, d_x = pull((jax.tree.map(_total, d_new), d_output))
             lanes = jax.tree.map(_older, passed)
             if "valid" in control:  # a step past the end is none
                 lanes = jax.tree.map(lambda a, b: where(control["valid"][None], a, b), lanes, passed)
-            return (lanes, jax.tree.map(jnp.add, d_params, d_params_t)), d_x
+            return (lanes, jax.tree.map(jnp.add, d_shared, d_shared_t)), d_x
 
         no_lanes = jax.tree.map(lambda c: jnp.zeros_like(c, shape=(steps, *c.shape)), carry)
-        (lanes, d_params), d_xs = lax.scan(
+        (lanes, (d_params, d_learned)), d_xs = lax.scan(
             back,
-            (no_lanes, jax.tree.map(jnp.zeros_like, params)),
+            (no_lanes, jax.tree.map(jnp.zeros_like, (params, learned))),
             (cotangents, befores, xs, controls, factors),
             reverse=not reverse,
         )
-        return d_params, jax.tree.map(_total, lanes), d_xs, None, None, None, None
+        return d_params, jax.tree.map(_total, lanes), d_xs, d_learned if is_learned else None, None, None, None, None
 
     attach.defvjp(forward, backward)
-    xs = first.project(inputs) if hoisted else inputs
+    xs = projections(first, inputs) if hoisted else inputs
     values = jax.tree.map(lax.stop_gradient, values)
-    return attach(*alike((params, carry, xs, initial, controls, factors, values)))
+    return attach(*alike((params, carry, xs, initial, fixed, controls, factors, values)))
 
 
 def _older(lanes: Array) -> Array:

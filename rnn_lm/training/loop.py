@@ -25,7 +25,7 @@ from rnn_lm.inference.evaluate import evaluate_side_by_side
 from rnn_lm.inference.generate import generate_side_by_side
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.keys import named_key
-from rnn_lm.nn import native
+from rnn_lm.nn import cpu
 from rnn_lm.nn.models import LanguageModel
 from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.config import check_config, program_of, tokens_per_step
@@ -90,7 +90,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 def prepare(config: ConfigDict) -> None:
     """Begins what takes a while and is needed when the first step is traced."""
     if config.model.kind == "rnn" and jax.default_backend() == "cpu":
-        threading.Thread(target=native.build).start()
+        threading.Thread(target=cpu.is_available).start()
 
 
 def remarks(config: ConfigDict) -> Iterator[str]:

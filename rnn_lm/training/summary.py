@@ -15,7 +15,7 @@ import rnn_lm
 from rnn_lm.data.corpus import Corpus, Split
 from rnn_lm.files import write_json
 from rnn_lm.inference.evaluate import Evaluation, evaluate_side_by_side, figures, runs_away
-from rnn_lm.nn import native
+from rnn_lm.nn import cpu
 from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.config import tokens_per_step
 from rnn_lm.training.metrics import read_metrics
@@ -56,7 +56,8 @@ def write_summaries(
             "wall_seconds": None,
             **about,
             "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
-            "machine_code": native.is_available(),  # whether unroll has it; the bits of a run depend on it
+            # Whether unroll has it; the bits of a run depend on it.
+            "machine_code": jax.default_backend() == "cpu" and cpu.is_available(),
             "versions": _versions(),
             "corpus": {
                 "source": corpus.name,

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import Diverged
 from rnn_lm.interrupts import Stopped, deferred_signals
-from rnn_lm.nn.cells import CELLS
+from rnn_lm.nn.registry import cell_class
 from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.config import program_of, tokens_per_step
 from rnn_lm.training.loop import Trainer, batches_of, lanes_that_fit, prepare, remarks
@@ -49,7 +49,7 @@ def leaves_idle(config: ConfigDict) -> bool:
     Never a CPU: there a `vmap`ped step takes longer than its members' one after the other, as the machine code of the
     recurrence and the fast products are for one model. benchmarks/sweep.py measures it.
     """
-    gates = CELLS[config.model.cell].num_gates if config.model.kind == "rnn" else 1
+    gates = getattr(cell_class(config.model.cell), "num_gates", 1) if config.model.kind == "rnn" else 1
     operations = 2 * config.batch_size * config.model.num_hiddens**2 * gates
     return jax.default_backend() != "cpu" and operations <= MAX_OPERATIONS
 

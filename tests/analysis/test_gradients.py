@@ -16,7 +16,7 @@ from rnn_lm.analysis.gradients import (
 )
 from rnn_lm.errors import UserError
 from rnn_lm.keys import named_key
-from rnn_lm.nn.cells import states_by_letter
+from rnn_lm.nn.stack import states_by_letter
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
@@ -64,9 +64,9 @@ def test_norms_by_lag_are_those_of_each_lag_differentiated_by_itself(options):
         def loss(state, lag):
             for token in tokens[len(tokens) - 1 - lag : -1]:
                 state, _ = model(state, token[None])
-            return cross_entropy(model.output(states_by_letter(state)["h"][-1]), tokens[-1]).sum()
+            return cross_entropy(model.output(model.cell.output(state)), tokens[-1]).sum()
 
-        return [states_by_letter(jax.grad(loss)(states[-1 - lag], lag)) for lag in range(window)]
+        return [states_by_letter(model.cell, jax.grad(loss)(states[-1 - lag], lag)) for lag in range(window)]
 
     norms = norms_by_lag(model, minibatch_of(model, windows))
     for n in range(3):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell, LSTMState, Stack, dropped, identity, states_by_letter, uniform
+from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell, LSTMState, identity, uniform
+from rnn_lm.nn.stack import Stack, dropped, states_by_letter
 from tests.reference import gru_step, lstm_step
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -158,7 +159,7 @@ def test_a_stack_hands_outputs_on_from_layer_to_layer():
     np.testing.assert_array_equal(first, h)
     np.testing.assert_array_equal(second.c, expected.c)
     np.testing.assert_array_equal(output, expected.h)
-    letters = states_by_letter((first, second))
+    letters = states_by_letter(stack, (first, second))
     assert [len(letters["h"]), len(letters["c"])] == [2, 1]
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rnn_lm.nn.cells import LSTMState, dropped
+from rnn_lm.nn.cells import LSTMState
+from rnn_lm.nn.stack import dropped
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import MLPLM, RNNLM
 from rnn_lm.nn.recurrence import unroll

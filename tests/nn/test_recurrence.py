@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from rnn_lm.nn import native
-from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell, Stack, dropped
+from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.recurrence import unroll
+from rnn_lm.nn.stack import Stack, dropped
 from rnn_lm.nn.truncation import SegmentTruncation
 
 T, B, D, H = 6, 3, 4, 5
@@ -41,8 +41,8 @@ OPTIONS = {
 
 @pytest.fixture(autouse=True)
 def _the_scan(strict_promotion, monkeypatch):
-    """What is tested here is the compiled scan; test_native.py holds the machine code to it."""
-    monkeypatch.setattr(native, "is_for", lambda *_: False)
+    """What is tested here is the compiled scan; test_cpu.py holds the machine code to it."""
+    monkeypatch.setenv("RNN_LM_NATIVE", "0")
 
 
 def make_cell(name, d=D, h=H, **options):
@@ -62,6 +62,10 @@ def make_inputs(t=T, b=B, d=D, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(1), (t, b, d), dtype)
 
 
+def where(mask, x, y):
+    return jnp.where(mask.reshape(B, *(1,) * (x.ndim - 1)), x, y)
+
+
 def loop(cell, carry, x, *, lengths=None, resets=None, reverse=False, truncation=None):
     """The same in a loop over t and, for the rules of masks, over the sequences."""
     initial, outputs = cell.initialize_carry((B, 1)), [None] * len(x)
@@ -70,11 +74,11 @@ def loop(cell, carry, x, *, lengths=None, resets=None, reverse=False, truncation
         if truncation is not None and seam % truncation.steps == 0 and 0 < seam < len(x):
             entered = jax.lax.stop_gradient(entered)
         if resets is not None:
-            entered = jax.tree.map(lambda i, c, t=t: jnp.where(resets[t][:, None], i, c), initial, entered)
+            entered = jax.tree.map(lambda i, c, t=t: where(resets[t], i, c), initial, entered)
         new, y = cell(entered, x[t])
-        real = jnp.full((B, 1), True) if lengths is None else (t < lengths)[:, None]
-        carry = jax.tree.map(lambda n, c, real=real: jnp.where(real, n, c), new, carry)
-        outputs[t] = jnp.where(real, y, 0.0)
+        real = jnp.full(B, True) if lengths is None else t < lengths
+        carry = jax.tree.map(lambda n, c, real=real: where(real, n, c), new, carry)
+        outputs[t] = jnp.where(real[:, None], y, 0.0)
     return carry, jnp.stack(outputs)
 
 
@@ -200,10 +204,13 @@ def test_token_ids_are_one_hot_vectors_that_nobody_makes(name):
 
 
 def dots_in_scans(jaxpr, inside=False):
-    """Products inside the scans of a jaxpr, and outside of them."""
+    """Products inside the scans of a jaxpr, and outside of them; of a choice between platforms those of one."""
     count = np.zeros(2, int)
     for equation in jaxpr.eqns:
         count[0 if inside else 1] += equation.primitive.name == "dot_general"
+        if equation.primitive.name == "cond":
+            count += dots_in_scans(equation.params["branches"][-1].jaxpr, inside)
+            continue
         for parameter in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
             inner = getattr(parameter, "jaxpr", parameter)
             if hasattr(inner, "eqns"):

@@ -8,10 +8,11 @@ from flax import nnx
 
 from rnn_lm.data.corpus import recall
 from rnn_lm.data.vocabulary import Vocabulary
-from rnn_lm.nn.cells import LSTMCell, Stack
+from rnn_lm.nn.cells import LSTMCell
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.recurrence import unroll
+from rnn_lm.nn.stack import Stack
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
 from tests.nn.test_recurrence import (
     LENGTHS,
@@ -109,10 +110,14 @@ def test_a_window_with_dropout_has_the_masks_of_the_whole_gradient():
     assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(long), jax.tree.leaves(whole), strict=True))
 
 
-def test_a_window_as_long_as_the_sequence_is_the_whole_gradient():
+def test_a_window_longer_than_the_sequence_is_the_whole_gradient_and_one_as_long_but_for_the_carry():
     cell, x = make_cell("gru"), make_inputs()
     carry = make_carry(cell)
-    assert_same(gradient(WindowTruncation(T), cell, carry, x), gradient(None, cell, carry, x), tolerance=0)
+    whole = gradient(None, cell, carry, x)
+    assert_same(gradient(WindowTruncation(T + 1), cell, carry, x), whole, tolerance=0)
+    as_long = gradient(WindowTruncation(T), cell, carry, x)
+    assert_same((as_long[0], as_long[2]), (whole[0], whole[2]))
+    assert_same(as_long, window_by_brute_force(T, cell, carry, x))  # the loss of the last step ends at the first
 
 
 def test_segments_equal_separately_differentiated_ones():

@@ -11,7 +11,8 @@ from rnn_lm.data.batches import PARTITIONS
 from rnn_lm.data.corpus import SOURCES
 from rnn_lm.data.vocabulary import NORMALIZE, TOKENIZE
 from rnn_lm.errors import UserError
-from rnn_lm.nn.cells import ACTIVATIONS, CELLS
+from rnn_lm.nn.cells import ACTIVATIONS
+from rnn_lm.nn.registry import CELLS
 from rnn_lm.nn.models import MODELS
 from rnn_lm.training.config import FIELDS, check_config, complete_config, default_config, load_config, set_field
 from rnn_lm.training.optimizers import OPTIMIZERS, SCHEDULES

@@ -10,8 +10,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -251,12 +253,32 @@ float* Out(ffi::RemainingRets results, size_t i) {
   return (*results.get<ffi::AnyBuffer>(i))->typed_data<float>();
 }
 
+// Python has checked all shapes before; what it overlooked must not become a read or a write past an array's end.
+bool Has(const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> shape) {
+  const auto dimensions = buffer.dimensions();
+  return std::equal(dimensions.begin(), dimensions.end(), shape.begin(), shape.end());
+}
+bool HasIf(bool needed, const ffi::AnyBuffer& buffer, std::initializer_list<int64_t> shape) {
+  return needed ? Has(buffer, shape) : buffer.element_count() == 0;
+}
+ffi::Error Misfit(const char* what) {
+  return ffi::Error::InvalidArgument(std::string("rnn_lm: the dimensions of ") + what + " do not go together");
+}
+
 ffi::Error Forward(ffi::ThreadPool pool, int64_t cell, bool reverse, ffi::RemainingArgs in, ffi::RemainingRets out) {
   const float *projected = In(in, 0), *w_hh = In(in, 1), *h0 = In(in, 2), *c0 = In(in, 3), *b_hn = In(in, 4);
   float *hs = Out(out, 0), *cs = Out(out, 1), *saved = Out(out, 2);
-  const bool saving = (*out.get<ffi::AnyBuffer>(2))->element_count() > 0;
-  const auto shape = in.get<ffi::AnyBuffer>(0)->dimensions();
+  const auto arg = [&](size_t i) { return *in.get<ffi::AnyBuffer>(i); };
+  const auto result = [&](size_t i) { return **out.get<ffi::AnyBuffer>(i); };
+  const bool saving = result(2).element_count() > 0, lstm = cell == kLstm, gru = cell == kGru;
+  const auto shape = arg(0).dimensions();
+  if (shape.size() != 3) return Misfit("x w_xh + b_h");
   const int64_t steps = shape[0], batch = shape[1], gn = shape[2], n = gn / Gates(cell);
+  if (gn != n * Gates(cell) || !Has(arg(1), {n, gn})) return Misfit("w_hh");
+  if (!Has(arg(2), {batch, n}) || !HasIf(lstm, arg(3), {batch, n})) return Misfit("the carry");
+  if (!HasIf(gru, arg(4), {n})) return Misfit("b_hn");
+  if (!Has(result(0), {steps, batch, n}) || !HasIf(lstm, result(1), {steps, batch, n})) return Misfit("the states");
+  if (saving && !Has(result(2), {steps, batch, 4 * n})) return Misfit("what is saved");
   const Packed w(w_hh, n, gn, /*transposed=*/false);
   ForRows(pool, batch, [&](int64_t begin, int64_t end) {
     std::vector<float> recurrent((end - begin) * w.stride), unsaved(4 * n);
@@ -280,9 +302,19 @@ ffi::Error Backward(ffi::ThreadPool pool, int64_t cell, bool reverse, ffi::Remai
   const float *w_hh = In(in, 0), *h0 = In(in, 1), *c0 = In(in, 2), *hs = In(in, 3), *cs = In(in, 4);
   const float *saved = In(in, 5), *d_hs = In(in, 6), *d_cs = In(in, 7);
   float *d_projected = Out(out, 0), *d_recurrent = Out(out, 1), *d_h0 = Out(out, 2), *d_c = Out(out, 3);
-  const auto shape = in.get<ffi::AnyBuffer>(3)->dimensions();
-  const int64_t steps = shape[0], batch = shape[1], n = shape[2], gn = Gates(cell) * n;
+  const auto arg = [&](size_t i) { return *in.get<ffi::AnyBuffer>(i); };
+  const auto result = [&](size_t i) { return **out.get<ffi::AnyBuffer>(i); };
   const bool lstm = cell == kLstm, gru = cell == kGru;
+  const auto shape = arg(3).dimensions();
+  if (shape.size() != 3) return Misfit("the states");
+  const int64_t steps = shape[0], batch = shape[1], n = shape[2], gn = Gates(cell) * n;
+  if (!Has(arg(0), {n, gn})) return Misfit("w_hh");
+  if (!Has(arg(1), {batch, n}) || !HasIf(lstm, arg(2), {batch, n})) return Misfit("the carry");
+  if (!HasIf(lstm, arg(4), {steps, batch, n})) return Misfit("the states");
+  if (!HasIf(lstm || gru, arg(5), {steps, batch, 4 * n})) return Misfit("what is saved");
+  if (!Has(arg(6), {steps, batch, n}) || !HasIf(lstm, arg(7), {steps, batch, n})) return Misfit("the states' adjoints");
+  if (!Has(result(0), {steps, batch, gn}) || !HasIf(gru, result(1), {steps, batch, gn})) return Misfit("the adjoints");
+  if (!Has(result(2), {batch, n}) || !HasIf(lstm, result(3), {batch, n})) return Misfit("the carry's adjoint");
   const Packed w(w_hh, gn, n, /*transposed=*/true);
   ForRows(pool, batch, [&](int64_t begin, int64_t end) {
     const int64_t rows = end - begin;

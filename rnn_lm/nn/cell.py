@@ -1,0 +1,208 @@
+"""What recurrent cells share: one time step in three parts, so that `unroll` can treat all cells alike.
+
+1. `project(x)`: the input's part, `x w_xh + b_h`; needs no state, so it is computed for all time steps at once;
+2. `recur(carry)`: one recurrent product, `h w_hh`, the only one inside the loop;
+3. `gates(carry, projected, recurrent)`: the rest, element by element.
+
+docs/own_cell.md shows how to write one. Shapes here and in the whole package: T time steps, B batch, D inputs, H hidden
+units, V vocabulary, G gates.
+"""
+
+import inspect
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx import initializers
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Float, Int, Shaped
+
+from rnn_lm.nn.arrays import along_last, product, rows_of
+
+glorot, orthogonal, zeros = initializers.glorot_uniform(), initializers.orthogonal(), initializers.zeros_init()
+AnyClass = TypeVar("AnyClass", bound=type)
+
+
+def show_signature(cls: AnyClass) -> AnyClass:
+    """Has `inspect.signature`, and so notebooks, show the constructor's parameters, which nnx's metaclass hides."""
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    cls.__signature__ = signature.replace(parameters=[*signature.parameters.values()][1:])  # type: ignore[attr-defined]
+    return cls
+
+
+class Cell(nnx.RNNCellBase):
+    """The base of this package's cells, and of your own: parameters, products and the `nnx.RNNCellBase` protocol.
+
+    The parameters are `w_xh [D, G·H]`, `w_hh [H, G·H]` and `b_h [G·H]`, the gates side by side. They, the carry and
+    the output have `param_dtype`; the factors of the matrix products are rounded to `dtype`, their sums are not.
+
+    A subclass sets `num_gates`, G, and defines `gates(carry, projected, recurrent)`. It may override any other method:
+    `unroll` looks at what it overrides, and computes what a loop over `cell(carry, x)` computes.
+
+    Args:
+      in_features: D, the size of an input vector, or the number of token ids.
+      hidden_features: H.
+      rngs: where the initial weights come from.
+      dtype: what the matrix products are computed in; None is `param_dtype`.
+      param_dtype: of parameters, carry and output. Weights of fewer bits than float32 are drawn in it, then rounded.
+      kernel_init: of each gate's [D, H] part of `w_xh`: `glorot`, `uniform`, or any initializer.
+      recurrent_init: of each gate's [H, H] part of `w_hh`: `orthogonal`, `identity`, or any initializer.
+      bias_init: of each gate's [H] part of `b_h`.
+    """
+
+    num_gates: ClassVar[int]
+    # With layer normalisation, the learned scales of both products, [G·H].
+    scale_x: nnx.Param | None = None
+    scale_h: nnx.Param | None = None
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        kernel_init: Initializer = glorot,
+        recurrent_init: Initializer = orthogonal,
+        bias_init: Initializer = zeros,
+    ):
+        self.in_features = in_features
+        self.hidden_features = hidden_features
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+
+        def gate_by_gate(init: Initializer, *shape: int) -> nnx.Param:
+            parts: list[Any] = [self._drawn(init, rngs.params(), shape) for _ in range(self.num_gates)]
+            if isinstance(parts[0], nnx.VariableMetadata):  # of nnx.with_partitioning, for example
+                value: Any = jnp.concatenate([part.raw_value for part in parts], axis=-1)
+                return nnx.Param(replace(parts[0], raw_value=value.astype(param_dtype)))
+            return nnx.Param(jnp.concatenate(parts, axis=-1).astype(param_dtype))
+
+        self.w_xh = gate_by_gate(kernel_init, in_features, hidden_features)
+        self.w_hh = gate_by_gate(recurrent_init, hidden_features, hidden_features)
+        self.b_h = gate_by_gate(bias_init, hidden_features)
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        show_signature(cls)
+
+    def _drawn(self, init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> Any:
+        """Initial values; of few bits they could not be made orthogonal."""
+        dtype = jnp.dtype(self.param_dtype)
+        return init(key, shape, jnp.float32 if dtype.itemsize < 4 else dtype)
+
+    def gates(self, carry: Any, projected: Float[Array, "*batch GH"], recurrent: Float[Array, "*batch GH"]) -> Any:
+        """The next carry, from the old one and the two products. It may reduce over units, never over the batch."""
+        raise TypeError(f"{type(self).__name__} has no gates(carry, projected, recurrent); docs/own_cell.md shows how")
+
+    def project(self, x: Float[Array, "*batch D"] | Int[Array, "*batch"]) -> Float[Array, "*batch GH"]:
+        """`x w_xh + b_h`. Integers are token ids: they pick rows of `w_xh`, as the product with a one-hot would."""
+        b_h = self.b_h[...]
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            z = self._normalized(self.product(x, self.w_xh[...]), self.scale_x)
+            return z + along_last(b_h, z)
+        w_xh = self.w_xh[...].astype(self.dtype or self.param_dtype).astype(self.param_dtype)
+        if x.size < self.in_features:
+            z = self._normalized(rows_of(w_xh, x), self.scale_x)
+            return z + along_last(b_h, z)
+        return rows_of(self._normalized(w_xh, self.scale_x) + b_h[None], x)  # V rows to add to are fewer than T·B
+
+    def recur(self, carry: Any) -> Float[Array, "*batch GH"]:
+        """`h w_hh`."""
+        return self.product(self.output(carry), self.w_hh[...])
+
+    def step(self, carry: Any, projected: Float[Array, "*batch GH"]) -> Any:
+        """The next carry, from the old one and the input's part."""
+        return self.gates(carry, projected, self.recur(carry))
+
+    def output(self, carry: Any) -> Float[Array, "*batch H"]:
+        """What a carry shows to the outside: h."""
+        return carry
+
+    def __call__(self, carry: Any, inputs: Shaped[Array, "..."]) -> tuple[Any, Array]:
+        """One step of the `nnx.RNNCellBase` protocol: `(carry, inputs) -> (carry, output)`.
+
+        Inputs are vectors where they have as many axes as the carry, and token ids where they have one fewer.
+        """
+        carry = self.step(carry, self.project(as_inputs(carry, inputs, self.param_dtype)))
+        return carry, self.output(carry)
+
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
+    ) -> Any:
+        """The state before the first step, `[..., H]` for inputs `[..., D]`: zeros, or what `carry_init` draws."""
+        shape = (*input_shape[:-1], self.hidden_features)
+        if carry_init is None:
+            return jnp.zeros(shape, self.param_dtype)
+        if rngs is None:
+            raise ValueError("carry_init draws from rngs; give both")
+        key = rngs.carry() if isinstance(rngs, nnx.Rngs) else rngs()
+        return self._drawn(carry_init, key, shape).astype(self.param_dtype)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+    def product(self, x: Float[Array, "*batch K"], w: Float[Array, "K N"]) -> Float[Array, "*batch N"]:
+        """`x @ w` of factors rounded to `dtype`, summed in `param_dtype`."""
+        return product(x, w, self.dtype)
+
+    def _add_layer_norm(self) -> None:
+        """Parameters that scale x w_xh and h w_hh, normalised over the H units of each gate (Ba et al. 2016, (20))."""
+        self.scale_x = nnx.Param(jnp.ones_like(self.b_h[...]))
+        self.scale_h = nnx.Param(jnp.ones_like(self.b_h[...]))
+
+    def _normalized(self, z: Float[Array, "*batch GH"], scale: nnx.Param | None) -> Float[Array, "*batch GH"]:
+        """With layer normalisation: mean 0 and variance 1 over the units of each gate, then scaled."""
+        if scale is None:
+            return z
+        gates = z.reshape(*z.shape[:-1], self.num_gates, self.hidden_features)
+        return standardized(gates).reshape(z.shape) * along_last(scale[...], z)
+
+
+def standardized(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
+    """Mean 0 and variance 1 over the last axis: layer normalisation before its scale and shift."""
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
+
+
+def are_ids(carry: Any, inputs: Shaped[Array, "..."], steps: int = 0) -> bool:
+    """Whether inputs are token ids: they have one axis fewer than vectors beside this carry would have.
+
+    `steps` is 1 where the inputs have a time axis in front. Cells that carry nothing go by the dtype.
+    """
+    rank = min((jnp.ndim(leaf) for leaf in jax.tree.leaves(carry)), default=None)
+    if rank is None:
+        return jnp.issubdtype(inputs.dtype, jnp.integer)
+    return inputs.ndim - steps < rank
+
+
+def as_inputs(carry: Any, inputs: Shaped[Array, "..."], dtype: Dtype, steps: int = 0) -> Shaped[Array, "..."]:
+    """Inputs as `Cell.project` wants them: ids int32, whole numbers that are vectors of the dtype given.
+
+    Raises:
+      TypeError: where ids are not whole numbers.
+    """
+    inputs = jnp.asarray(inputs)
+    whole = jnp.issubdtype(inputs.dtype, jnp.integer)
+    if are_ids(carry, inputs, steps):
+        if not whole:
+            shape = list(inputs.shape)
+            raise TypeError(f"inputs: expected vectors, or token ids that are integers; got {inputs.dtype} {shape}")
+        return inputs.astype(jnp.int32)  # an int8 could not count a vocabulary
+    return inputs.astype(dtype) if whole or inputs.dtype == jnp.bool_ else inputs
+
+
+def overrides(cell: nnx.RNNCellBase, *methods: str) -> bool:
+    """Whether a cell, or its class, has methods of its own in place of some of this package's."""
+    return any(
+        getattr(getattr(cell, name), "__module__", "").rpartition(".")[0] != "rnn_lm.nn" for name in methods
+    )
+
+
+def is_hoisted(cell: nnx.RNNCellBase) -> bool:
+    """Whether a step is `step` of `project`, so that the latter may be computed for all time steps at once."""
+    return isinstance(cell, Cell) and not overrides(cell, "__call__")

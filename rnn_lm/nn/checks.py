@@ -1,0 +1,110 @@
+"""What `unroll` refuses, each with the argument's name, what was expected and what was given."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from rnn_lm.nn.cell import Cell, are_ids, overrides
+
+
+def check_options(backward: Any, remat: Any, windowed: bool) -> None:
+    if backward not in ("fused", "autodiff"):
+        raise ValueError(f'backward: expected "fused" or "autodiff"; got {backward!r}')
+    if remat is not None and remat != "sqrt" and (type(remat) is not int or remat < 1):
+        raise ValueError(f'remat: expected None, a number of steps ≥ 1, or "sqrt"; got {remat!r}')
+    if windowed and (remat is not None or backward != "fused"):
+        raise ValueError("truncation: a WindowTruncation has a gradient of its own; leave out remat and backward")
+
+
+def check_values(cell: nnx.RNNCellBase, carry: Any, inputs: Any, lengths: Any) -> None:
+    """Raises ValueError where ids or lengths are out of range; what is traced cannot be looked at."""
+    num_ids = getattr(cell, "in_features", None)
+    if num_ids is not None and isinstance(cell, Cell) and inputs.ndim and are_ids(carry, inputs, steps=1):
+        if (found := _outside(inputs, num_ids)) is not None:
+            raise ValueError(f"inputs: expected ids from 0 to {num_ids - 1}; got {found.min()} to {found.max()}")
+    if lengths is not None and inputs.ndim:
+        if (found := _outside(lengths, inputs.shape[0] + 1)) is not None:
+            raise ValueError(f"lengths: expected 0 to {inputs.shape[0]}, the time steps; got {found.tolist()}")
+
+
+def check_shapes(cell: nnx.RNNCellBase, carry: Any, inputs: Array, lengths: Array | None, resets: Array | None) -> None:
+    """Raises ValueError where shapes do not go together, TypeError where a dtype is not the one expected."""
+    if inputs.ndim == 0 or inputs.shape[0] == 0:
+        raise ValueError(f"inputs: expected at least one time step, [T, B, D] or ids [T, B]; got {described(inputs)}")
+    steps, ids = inputs.shape[0], are_ids(carry, inputs, steps=1)
+    batch = inputs.shape[1:] if ids else inputs.shape[1 : inputs.ndim - _num_feature_axes(cell)]
+    if isinstance(cell, Cell):
+        size, dtype = cell.in_features, jnp.dtype(cell.param_dtype)
+        if not ids and (inputs.ndim < 2 or inputs.shape[-1] != size or inputs.dtype != dtype):
+            error = ValueError if inputs.dtype == dtype else TypeError
+            raise error(f"inputs: expected {dtype} [T, B, {size}] or integer ids [T, B]; got {described(inputs)}")
+        expected = jax.eval_shape(lambda: cell.initialize_carry((*batch, size)))
+        if _kinds(carry) != _kinds(expected):
+            raise ValueError(
+                f"carry: expected {described(expected)}, as initialize_carry makes it; got {described(carry)}"
+                + _if_transposed(carry, inputs)
+            )
+        check_parameters(cell)
+    if lengths is not None and (lengths.shape != batch or not jnp.issubdtype(lengths.dtype, jnp.integer)):
+        raise ValueError(f"lengths: expected integers {list(batch)}; got {described(lengths)}")
+    if resets is not None and (resets.shape != (steps, *batch) or resets.dtype != jnp.bool_):
+        hint = "; resets are time-major, [T, B]" if resets.shape == (*batch, steps) else ""
+        raise ValueError(f"resets: expected bool {[steps, *batch]}; got {described(resets)}{hint}")
+
+
+def check_parameters(cell: Cell) -> None:
+    """Raises ValueError where a parameter that a method of this package reads has not the shape that it counts on."""
+    D, H, GH = cell.in_features, cell.hidden_features, cell.num_gates * cell.hidden_features
+    expected: dict[str, tuple[tuple[int, ...], str]] = {}
+    if not overrides(cell, "project"):
+        expected |= {"w_xh": ((D, GH), "[D, G·H]"), "b_h": ((GH,), "[G·H]"), "scale_x": ((GH,), "[G·H]")}
+    if not overrides(cell, "recur", "output", "step"):
+        expected |= {"w_hh": ((H, GH), "[H, G·H]")}
+    if not overrides(cell, "gates", "step"):
+        expected |= {"scale_h": ((GH,), "[G·H]")} | {name: ((H,), "[H]") for name in ("b_hn", "scale_c", "b_c")}
+    for name, (shape, letters) in expected.items():
+        parameter = getattr(cell, name, None)
+        if parameter is not None and parameter.shape != shape:
+            raise ValueError(f"{name}: expected {letters} = {list(shape)}; got {list(parameter.shape)}")
+
+
+def described(tree: Any) -> str:
+    """Dtypes and shapes, such as "LSTMState(c=float32 [2, 3], h=float32 [2, 3])"."""
+    if hasattr(tree, "shape"):
+        return f"{tree.dtype} {list(tree.shape)}"
+    if isinstance(tree, tuple):
+        names = getattr(tree, "_fields", None)
+        parts = [f"{names[i]}={described(x)}" if names else described(x) for i, x in enumerate(tree)]
+        return f"{type(tree).__name__ if names else ''}({', '.join(parts)})"
+    return type(tree).__name__
+
+
+def _num_feature_axes(cell: nnx.RNNCellBase) -> int:
+    return cell.num_feature_axes
+
+
+def _kinds(carry: Any) -> Any:
+    """Shapes and dtypes; a plain tuple is as good as a named one."""
+    return [(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else type(leaf) for leaf in jax.tree.leaves(carry)]
+
+
+def _if_transposed(carry: Any, inputs: Array) -> str:
+    batches = {leaf.shape[:1] for leaf in jax.tree.leaves(carry) if hasattr(leaf, "shape")}
+    if inputs.ndim > 1 and batches == {inputs.shape[:1]} and inputs.shape[0] != inputs.shape[1]:
+        return (
+            f"; inputs are time-major, [T, B, ...], and these, {list(inputs.shape)}, would fit with their first two "
+            "axes swapped"
+        )
+    return ""
+
+
+def _outside(numbers: Array, end: int) -> Any:
+    """The numbers, where any is not from 0 to end − 1; None where all are, and where tracing hides them."""
+    if isinstance(numbers, jax.core.Tracer) or not math.prod(numbers.shape):
+        return None
+    on_host = jax.device_get(numbers).astype("int64")  # an int8 cannot be compared with 1,000
+    return on_host if ((on_host < 0) | (on_host >= end)).any() else None

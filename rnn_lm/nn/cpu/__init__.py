@@ -1,0 +1,9 @@
+"""The recurrence as machine code for CPUs. Where it cannot be, `unroll` does without; the two ways differ by rounding.
+
+`RNN_LM_NATIVE=0` in the environment, looked at each time a program is traced, turns it off.
+"""
+
+from rnn_lm.nn.cpu.library import build, is_available, is_wanted
+from rnn_lm.nn.cpu.recurrence import accelerated, is_for
+
+__all__ = ["accelerated", "build", "is_available", "is_for", "is_wanted"]

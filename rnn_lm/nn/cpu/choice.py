@@ -1,0 +1,70 @@
+"""Code that JAX knows nothing of beside code that it knows: which of them runs is decided when a program is lowered."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jaxtyping import Array
+
+from rnn_lm.nn.arrays import alike
+from rnn_lm.nn.cpu.library import is_available
+
+_choice = Primitive("rnn_lm_machine_code")
+_choice.multiple_results = True
+
+
+def machine_code(fast: Callable, slow: Callable) -> Callable:
+    """`fast`, which calls the library, where a program is lowered for a CPU and the library is there; else `slow`.
+
+    Where it is to be mapped or differentiated, `slow` stands in for it too.
+    """
+
+    def chosen(*arguments: Any) -> Any:
+        flat, tree = jax.tree.flatten(arguments)
+        kinds, made_tree = jax.tree.flatten(jax.eval_shape(fast, *arguments))
+
+        def of_leaves(f: Callable, *leaves: Array) -> list[Array]:
+            return jax.tree.leaves(f(*tree.unflatten(leaves)))
+
+        results = tuple((kind.shape, kind.dtype) for kind in kinds)
+        made = _choice.bind(*flat, fast=partial(of_leaves, fast), slow=partial(of_leaves, slow), results=results)
+        return made_tree.unflatten(alike((made, flat))[0])
+
+    mapped = jax.custom_batching.custom_vmap(chosen)
+
+    @mapped.def_vmap
+    def _(size: int, is_mapped: Any, *arguments: Any) -> tuple[Any, Any]:
+        axes = jax.tree.map(lambda mapped: 0 if mapped else None, is_mapped)
+        made = jax.vmap(slow, axes, axis_size=size)(*arguments)
+        return made, jax.tree.map(lambda _: True, made)
+
+    function = jax.custom_jvp(mapped)
+
+    @function.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+        return function(*primals), jax.jvp(slow, primals, tangents)[1]
+
+    return function
+
+
+@_choice.def_abstract_eval
+def _(*_: Any, results: tuple, **__: Any) -> list[Any]:
+    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in results]
+
+
+@_choice.def_impl
+def _(*arguments: Array, **options: Any) -> Any:
+    return jax.jit(partial(_choice.bind, **options))(*arguments)
+
+
+def _lower(ctx: Any, *operands: Any, fast: Callable, slow: Callable, results: tuple, platform: str) -> Any:
+    del results
+    way = fast if platform == "cpu" and is_available() else slow
+    return mlir.lower_fun(way, multiple_results=True)(ctx, *operands)
+
+
+mlir.register_lowering(_choice, partial(_lower, platform="other"))
+mlir.register_lowering(_choice, partial(_lower, platform="cpu"), platform="cpu")

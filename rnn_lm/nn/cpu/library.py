@@ -1,0 +1,81 @@
+"""The C++ of this folder as a library: compiled when a program is first lowered for a CPU, kept in `~/.cache/rnn_lm`."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from functools import partial
+from pathlib import Path
+
+import jax
+
+SOURCE = Path(__file__).with_name("recurrence.cc")
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared"]
+SYMBOLS = {"rnn_lm_forward": "RnnLmForward", "rnn_lm_backward": "RnnLmBackward"}
+_lock = threading.RLock()
+_loaded: bool | None = None  # None: not tried yet
+
+
+def is_wanted() -> bool:
+    """Whether programs that are traced now may call the library: asked each time, and cheap."""
+    return os.environ.get("RNN_LM_NATIVE") != "0" and _loaded is not False and shutil.which(_compiler()[0]) is not None
+
+
+def is_available() -> bool:
+    """Whether the library is there, and wanted; compiles and loads it the first time."""
+    global _loaded
+    with _lock:
+        if is_wanted() and _loaded is None:
+            path = build()
+            _loaded = path is not None and _load(path)
+    return is_wanted()
+
+
+def _load(path: Path) -> bool:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # made for another C++ runtime, or in a folder that must not hold code
+        return False
+    for target, symbol in SYMBOLS.items():
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
+    return True
+
+
+def build() -> Path | None:
+    """The library's file, compiled (in about 4 seconds) if it is not there yet; None where that cannot be done."""
+    compiler = _compiler()
+    if os.environ.get("RNN_LM_NATIVE") == "0" or shutil.which(compiler[0]) is None:
+        return None
+    run = partial(subprocess.run, check=True, capture_output=True, timeout=120)
+    with _lock:
+        try:
+            # Another source, JAX, compiler or CPU makes another library.
+            about = SOURCE.read_bytes(), FLAGS, jax.lib.__version__, run([*compiler, "--version"]).stdout, _cpu()
+            name = f"recurrence-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
+            path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnn_lm" / name
+            if path.exists():
+                return path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                made = Path(folder) / name
+                run([*compiler, *FLAGS, f"-isystem{jax.ffi.include_dir()}", str(SOURCE), "-o", str(made)])
+                made.replace(path)
+        except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: nobody's home
+            return None
+        return path
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX") or "c++")
+
+
+def _cpu() -> tuple[str, str]:
+    """What code for this machine's own CPU depends on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return platform.machine(), next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,0 +1,113 @@
+"""A cell under `jax.lax.scan`, differentiated by JAX: the chapter's recurrence. And the same in blocks of time steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array
+
+from rnn_lm.nn.cell import is_hoisted, overrides
+from rnn_lm.nn.controls import Controls, enter, keep
+
+# What each way of unrolling takes, and returns: the last carry, all carries and all outputs.
+Way = Callable[[Any, Any, Any, Array, Controls, bool], tuple[Any, Any, Array]]
+
+
+def plain_scan(
+    cell: Any, initial: Any, carry: Any, inputs: Array, controls: Controls, reverse: bool
+) -> tuple[Any, Any, Array]:
+    """Any cell, step by step. What steps change of the cell itself, such as a count of draws, is carried along."""
+    graphdef, state = nnx.split(cell)
+    leaves, tree = jax.tree.flatten(state)
+    changing = changing_leaves(cell, carry, inputs[0])
+    hoisted = is_hoisted(cell) and not changing
+
+    def cell_with(changed: list[Array]) -> Any:
+        new = dict(zip(changing, changed, strict=True))
+        return nnx.merge(graphdef, tree.unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)]))
+
+    def step(state: tuple[Any, Any], xs: tuple[Array, Controls]) -> tuple[tuple[Any, Any], tuple[Any, Array]]:
+        (carry, changed), (x, control) = state, xs
+        entered = enter(carry, control, initial)
+        if hoisted:
+            new = cell.step(entered, x)
+            output = cell.output(new)
+        else:
+            at_step = cell_with(changed) if changing else cell
+            new, output = at_step(entered, x)
+            changed = [leaf for i, leaf in enumerate(jax.tree.leaves(nnx.state(at_step))) if i in changing]
+        new = keep(new, carry, control)
+        return (new, changed), (new, output)
+
+    xs = projections(cell, inputs) if hoisted else inputs
+    start = carry, [leaves[i] for i in changing]
+    (last, changed), (carries, outputs) = lax.scan(step, start, (xs, controls), reverse=reverse)
+    if changing:
+        nnx.update(cell, nnx.state(cell_with(changed)))
+    return last, carries, outputs
+
+
+def projections(cell: Any, inputs: Array) -> Array:
+    """`project` of all time steps at once; one of the user's own sees one step at a time, as in a loop."""
+    return jax.vmap(cell.project)(inputs) if overrides(cell, "project") else cell.project(inputs)
+
+
+def changing_leaves(cell: nnx.RNNCellBase, carry: Any, x: Array) -> list[int]:
+    """Which leaves of a cell's state a step changes; none, where it has parameters only."""
+    if not nnx.to_flat_state(nnx.state(cell, nnx.Not(nnx.Param))):
+        return []
+    graphdef, state = nnx.split(cell)
+    changing: list[int] = []
+
+    def step(state: Any, carry: Any, x: Array) -> None:
+        before, copy = jax.tree.leaves(state), nnx.merge(graphdef, state)
+        copy(carry, x)
+        changing[:] = changed_leaves(before, copy)
+
+    jax.eval_shape(step, state, carry, x)
+    return changing
+
+
+def changed_leaves(before: list[Array], cell: nnx.RNNCellBase) -> dict[int, Array]:
+    """The leaves of a cell's state that are other arrays now, by their places."""
+    after = jax.tree.leaves(nnx.state(cell))
+    return {i: new for i, (old, new) in enumerate(zip(before, after, strict=True)) if new is not old}
+
+
+def in_blocks(
+    run: Callable[..., tuple[Any, Any, Array]],
+    block: int,
+    params: Any,
+    carry: Any,
+    inputs: Array,
+    controls: Controls,
+    reverse: bool,
+) -> tuple[Any, Any, Array]:
+    """`run` over one block of time steps after the other, of which only the carries between them are kept."""
+    run = jax.checkpoint(run, prevent_cse=False)
+    blocks = inputs.shape[0] // block
+    whole = blocks * block
+    first = jax.tree.map(lambda a: a[:whole].reshape(blocks, block, *a.shape[1:]), (inputs, controls))
+    rest = jax.tree.map(lambda a: a[whole:], (inputs, controls))
+
+    def of_whole_blocks(carry: Any) -> tuple[Any, Any]:
+        def step(carry: Any, xs: Any) -> tuple[Any, Any]:
+            last, carries, outputs = run(params, carry, *xs)
+            return last, (carries, outputs)
+
+        last, ys = lax.scan(step, carry, first, reverse=reverse)
+        return last, jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys)
+
+    def of_the_rest(carry: Any) -> tuple[Any, Any]:
+        last, carries, outputs = run(params, carry, *rest)
+        return last, (carries, outputs)
+
+    parts = [of_whole_blocks] * (whole > 0) + [of_the_rest] * (whole < inputs.shape[0])
+    all_ys = []
+    for part in parts[::-1] if reverse else parts:
+        carry, ys = part(carry)
+        all_ys.append(ys)
+    return carry, *jax.tree.map(lambda *ys: jnp.concatenate(ys), *(all_ys[::-1] if reverse else all_ys))

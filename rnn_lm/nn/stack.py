@@ -1,0 +1,97 @@
+"""Layers of cells one above the other, and what is dropped between them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Initializer
+from jaxtyping import Array, Float
+
+from rnn_lm.nn.cell import show_signature
+from rnn_lm.nn.cells import LSTMCell, LSTMState
+
+
+@show_signature
+class Stack(nnx.RNNCellBase):
+    """Layers one above the other: each reads the outputs of the one below.
+
+    The carry is the tuple of theirs. `unroll` runs one layer after the other over all time steps, so that each one's
+    input product is hoisted, and with a key drops units of what goes from layer to layer.
+
+    Args:
+      cells: from the bottom to the top.
+      dropout: the fraction of units dropped between layers, from 0 to 1, each time step's for itself (Zaremba,
+        Sutskever, Vinyals 2014).
+    """
+
+    def __init__(self, cells: Sequence[nnx.RNNCellBase], *, dropout: float = 0.0):
+        self.cells: Any = nnx.List(cells)
+        self.dropout = dropout_rate(dropout)
+
+    def __call__(self, carry: tuple, inputs: Array) -> tuple[tuple, Array]:
+        """One step of the `nnx.RNNCellBase` protocol, without this stack's own dropout."""
+        return self.run_layers(lambda cell, carry, inputs: cell(carry, inputs), carry, inputs)
+
+    def run_layers(
+        self, run: Callable[[Any, Any, Array], tuple[Any, Array]], carry: tuple, inputs: Array, key: Array | None = None
+    ) -> tuple[tuple, Array]:
+        """`run(cell, carry, inputs) -> (carry, outputs)` from the bottom to the top; a key turns dropout on."""
+        carries, outputs = [], inputs
+        for layer, (cell, layer_carry) in enumerate(zip(self.cells, carry, strict=True)):
+            if layer and key is not None:
+                outputs = self.drop(outputs, layer, key)
+            layer_carry, outputs = run(cell, layer_carry, outputs)
+            carries.append(layer_carry)
+        return tuple(carries), outputs
+
+    def output(self, carry: tuple) -> Array:
+        """What a carry shows to the outside: the top layer's h."""
+        return self.cells[-1].output(carry[-1])
+
+    def drop(self, x: Array, layer: int, key: Array) -> Array:
+        """`x`, what layer number `layer` is to read, after dropout."""
+        return dropped(x, self.dropout, jax.random.fold_in(key, layer))
+
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
+    ) -> tuple:
+        """The state before the first step, of each layer."""
+        shapes = [input_shape] + [(*input_shape[:-1], cell.hidden_features) for cell in self.cells[:-1]]
+        return tuple(
+            cell.initialize_carry(shape, rngs, carry_init) if carry_init else cell.initialize_carry(shape, rngs)
+            for cell, shape in zip(self.cells, shapes, strict=True)
+        )
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+def states_by_letter(cell: nnx.RNNCellBase, carry: Any) -> dict[str, list[Array]]:
+    """The recurrent state in a carry, by its letter: h, and of LSTM cells c, of all layers.
+
+    Of a cell of one's own the fields of a named tuple that has an h, and else all that it carries, side by side.
+    """
+    layers = list(zip(cell.cells, carry, strict=True)) if isinstance(cell, Stack) else [(cell, carry)]
+    letters: dict[str, list[Array]] = {"h": []}
+    for of_layer, state in layers:
+        state = LSTMState(*state) if isinstance(of_layer, LSTMCell) else state
+        fields = state._asdict() if hasattr(state, "h") and hasattr(state, "_asdict") else {}
+        for letter, array in (fields or {"h": jnp.concatenate(jax.tree.leaves(state), axis=-1)}).items():
+            letters.setdefault(letter, []).append(array)
+    return letters
+
+
+def dropout_rate(rate: float) -> float:
+    """The rate, checked: a part of the whole."""
+    if not 0 <= rate <= 1:
+        raise ValueError(f"dropout is {rate}; it must be from 0 to 1, the fraction of units that are dropped")
+    return rate
+
+
+def dropped(x: Float[Array, "..."], rate: float | Float[Array, ""], key: Array) -> Float[Array, "..."]:
+    """`x` with the fraction `rate` of its entries set to 0 and the rest divided by 1 − rate."""
+    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(kept, x / jnp.where(rate < 1, 1.0 - rate, 1.0).astype(x.dtype), 0.0)

@@ -1,0 +1,285 @@
+"""Cells of one's own: `unroll` is a loop over `cell(carry, x_t)`, whatever a class overrides."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rnn_lm.nn.cell import Cell
+from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell, sigmoid
+from rnn_lm.nn.fused import is_fused
+from rnn_lm.nn.recurrence import unroll
+from rnn_lm.nn.stack import Stack
+from rnn_lm.nn.truncation import SegmentTruncation, WindowTruncation
+from tests.nn.test_recurrence import LENGTHS, RESETS, B, D, H, T, assert_same, loop, loss_of, make_carry, make_inputs
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+
+class Gated(Cell):
+    """Only `gates`."""
+
+    num_gates = 2
+
+    def gates(self, carry, projected, recurrent):
+        f, z = jnp.split(projected + recurrent, 2, axis=-1)
+        f = sigmoid(f)
+        return f * carry + (1 - f) * jnp.tanh(z)
+
+
+class Pair(NamedTuple):
+    h: jax.Array
+    count: jax.Array
+
+
+class Counting(ElmanCell):
+    """A carry with a whole number in it."""
+
+    def gates(self, carry, projected, recurrent):
+        return Pair(super().gates(carry.h, projected, recurrent), carry.count + 1)
+
+    def output(self, carry):
+        return carry.h / (carry.count[..., None] + 1).astype(carry.h.dtype)
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return Pair(super().initialize_carry(input_shape), jnp.zeros(input_shape[:-1], jnp.int32))
+
+
+class Leaky(ElmanCell):
+    def step(self, carry, projected):
+        return 0.9 * carry + 0.1 * super().step(carry, projected)
+
+
+class Masked(ElmanCell):
+    def recur(self, carry):
+        return self.product(carry, self.w_hh[...] * jnp.eye(self.hidden_features))
+
+
+class ReadsItsWeights(ElmanCell):
+    """Gates that read parameters which have their own ways through the fused scan."""
+
+    def gates(self, carry, projected, recurrent):
+        decay = jnp.mean(self.w_hh[...]) + jnp.mean(self.b_h[...])
+        return super().gates(carry, projected, recurrent) + decay * carry
+
+
+class Clipped(LSTMCell):
+    def __call__(self, carry, inputs):
+        carry, h = super().__call__(carry, inputs)
+        return carry._replace(c=jnp.clip(carry.c, -0.1, 0.1)), 2 * h
+
+
+class Zoneout(GRUCell):
+    def __call__(self, carry, inputs):
+        new, _ = super().__call__(carry, inputs)
+        new = 0.5 * carry + 0.5 * new
+        return new, new
+
+
+class Scaled(GRUCell):
+    """An output with a parameter."""
+
+    def __init__(self, *sizes, rngs):
+        super().__init__(*sizes, rngs=rngs)
+        self.scale = nnx.Param(jnp.linspace(0.5, 1.5, sizes[1]))
+
+    def output(self, carry):
+        return carry * self.scale[...][None]
+
+
+class Learned(GRUCell):
+    """A learned initial state."""
+
+    def __init__(self, *sizes, rngs):
+        super().__init__(*sizes, rngs=rngs)
+        self.h0 = nnx.Param(jnp.linspace(-1.0, 1.0, sizes[1]))
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.broadcast_to(jnp.tanh(self.h0[...]), (*input_shape[:-1], self.hidden_features))
+
+
+class Rescaled(ElmanCell):
+    """A projection that looks at what else is there at its step."""
+
+    def project(self, x):
+        return super().project(x - x[:1])
+
+
+class Rounded(ElmanCell):
+    def product(self, x, w):
+        return super().product(jnp.tanh(x), w)
+
+
+class Buffered(ElmanCell):
+    """Numbers that are no parameters: one is a float, one is not."""
+
+    def __init__(self, *sizes, rngs):
+        super().__init__(*sizes, rngs=rngs)
+        self.shift = nnx.Variable(jnp.linspace(0.0, 0.3, sizes[1]))
+        self.order = nnx.Variable(jnp.arange(sizes[1])[::-1])
+
+    def gates(self, carry, projected, recurrent):
+        return super().gates(carry, projected + self.shift[...][None], recurrent[..., self.order[...]])
+
+
+FUSED = [Gated, ReadsItsWeights, Scaled, Learned, Rescaled, Buffered]
+PLAIN = [Counting, Leaky, Masked, Clipped, Zoneout, Rounded]
+OPTIONS = {
+    "nothing": {},
+    "resets": {"resets": RESETS, "lengths": LENGTHS},
+    "reverse": {"resets": RESETS, "reverse": True, "truncation": SegmentTruncation(2)},
+}
+
+
+def make(cls):
+    return cls(D, H, rngs=nnx.Rngs(0))
+
+
+def gradient_of(run, cell):
+    """Values and gradients, those by whole numbers left out."""
+    graphdef, state = nnx.split(cell)
+    leaves, tree = jax.tree.flatten(state)
+    floating = {i: leaf for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    weights = jax.random.normal(jax.random.key(3), (T, B, H))
+
+    def loss(floating, h, x, rest):
+        cell = nnx.merge(graphdef, tree.unflatten([floating.get(i, leaf) for i, leaf in enumerate(leaves)]))
+        carry = rest._replace(h=h) if isinstance(rest, Pair) else h
+        carry, y = run(cell, carry, x)
+        last = [leaf for leaf in jax.tree.leaves(carry) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return sum((i + 1.0) * jnp.sum(leaf) for i, leaf in enumerate(last)) + jnp.sum(y * weights)
+
+    def of(x, carry):
+        h = carry.h if isinstance(carry, Pair) else carry
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(floating, h, x, carry if isinstance(carry, Pair) else 0)
+
+    return jax.jit(of)
+
+
+def carry_of(cell):
+    carry = cell.initialize_carry((B, D))
+    return jax.tree.map(lambda a: a + jnp.linspace(-0.5, 0.5, H) if a.dtype == jnp.float32 else a, carry)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("cls", FUSED + PLAIN)
+def test_whatever_a_cell_overrides_unroll_is_the_loop(cls, options):
+    cell, x, options = make(cls), make_inputs(), OPTIONS[options]
+    carry = carry_of(cell)
+    assert is_fused(cell, carry, x) == (cls in FUSED)
+    ways = [partial(unroll, **options), partial(unroll, backward="autodiff", **options), partial(loop, **options)]
+    fused, plain, looped = (gradient_of(way, cell)(x, carry) for way in ways)
+    assert_same(fused, looped)
+    assert_same(plain, looped)
+
+
+@pytest.mark.parametrize("method", ["gates", "step", "output", "__call__"])
+def test_a_method_that_an_instance_has_of_its_own_counts_too(method):
+    cell, x = make(GRUCell), make_inputs()
+    usual = getattr(cell, method)
+    if method == "__call__":  # Python looks these up on the class
+        cell.project = lambda x, project=cell.project: 0.5 * project(x)
+    else:
+        setattr(cell, method, lambda *args: jax.tree.map(lambda a: 0.5 * a, usual(*args)))
+    carry = cell.initialize_carry((B, D))
+    assert_same(unroll(cell, carry, x), loop(cell, carry, x))
+
+
+def test_a_learned_initial_state_has_its_gradient_through_resets_in_windows_too():
+    cell, x = make(Learned), make_inputs()
+    for truncation in (None, WindowTruncation(T)):
+        run = partial(unroll, truncation=truncation, resets=RESETS)
+        by_window, whole = (
+            jax.grad(loss_of(way, cell))(nnx.state(cell), jnp.zeros((B, H)), x).h0[...]
+            for way in (run, partial(loop, resets=RESETS))
+        )
+        assert np.abs(whole).max() > 0.1
+        np.testing.assert_allclose(by_window, whole, rtol=1e-4, atol=1e-5)
+
+
+class Dropping(nnx.RNNCellBase):
+    """Draws anew at each step, and counts steps."""
+
+    def __init__(self, *sizes, rngs):
+        self.cell = GRUCell(*sizes, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.steps = nnx.Variable(jnp.int32(0))
+        self.hidden_features = sizes[1]
+
+    def __call__(self, carry, inputs):
+        self.steps[...] += 1
+        return self.cell(carry, self.drop(inputs))
+
+    def initialize_carry(self, *args, **options):
+        return self.cell.initialize_carry(*args, **options)
+
+    @property
+    def num_feature_axes(self):
+        return 1
+
+
+class DroppingGates(GRUCell):
+    def __init__(self, *sizes, rngs):
+        super().__init__(*sizes, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    def gates(self, carry, projected, recurrent):
+        return super().gates(carry, self.drop(projected), recurrent)
+
+
+@pytest.mark.parametrize("cls", [Dropping, DroppingGates])
+def test_what_steps_change_of_the_cell_goes_on_as_in_a_loop(cls):
+    x = make_inputs()
+    one, other = make(cls), make(cls)
+    under_flax = nnx.RNN(make(cls), time_major=True)
+    for _ in range(2):  # the second call draws anew
+        carry = one.initialize_carry((B, D))
+        made, expected = unroll(one, carry, x), loop(other, carry, x)
+        assert_same(made, expected, tolerance=1e-6)
+        assert_same(under_flax(x, initial_carry=carry), made[1], tolerance=1e-6)
+    kinds = nnx.Not(nnx.RngKey)  # which NumPy cannot show, and which never change
+    assert_same(nnx.state(one, kinds), nnx.state(other, kinds), tolerance=0)
+    assert_same(nnx.state(one, kinds), nnx.state(under_flax.cell, kinds), tolerance=0)
+    stack = Stack([make(cls), Gated(H, H, rngs=nnx.Rngs(1))])
+    unroll(stack, stack.initialize_carry((B, D)), x)
+    assert_same(nnx.state(stack.cells[0], nnx.RngCount)["drop"], nnx.state(one, nnx.RngCount)["drop"], tolerance=T)
+    assert nnx.state(stack, nnx.RngCount)["cells"][0]["drop"]["rngs"]["count"][...] == T
+
+
+@pytest.mark.parametrize("options", [{"remat": 2}, {"truncation": WindowTruncation(2)}])
+def test_where_a_changing_cell_cannot_be_unrolled_one_line_says_so(options):
+    cell = make(Dropping)
+    with pytest.raises(ValueError, match="(remat|truncation): .*own state at each step"):
+        unroll(cell, cell.initialize_carry((B, D)), make_inputs(), **options)
+
+
+def test_a_cell_without_gates_is_told_what_is_missing():
+    class Bare(Cell):
+        num_gates = 1
+
+    cell = make(Bare)
+    with pytest.raises(TypeError, match="Bare has no gates"):
+        unroll(cell, cell.initialize_carry((B, D)), make_inputs())
+
+
+def test_many_calls_outside_jit_compile_once(caplog):
+    cell, x = make(Gated), make_inputs()
+    carry, resets, lengths = make_carry(cell), RESETS, LENGTHS
+    options = [{}, {"lengths": lengths}, {"resets": resets}, {"lengths": lengths, "truncation": SegmentTruncation(2)}]
+    calls = [partial(unroll, cell, carry, x, **chosen) for chosen in options] + [partial(unroll, cell, carry, x[:1])]
+    calls.append(lambda: jax.grad(lambda carry: unroll(cell, carry, x, lengths=lengths)[1].sum())(carry))
+
+    def compilations():
+        caplog.clear()
+        with jax.log_compiles():
+            for call in calls:
+                call()
+        return sum("Finished XLA compilation" in record.message for record in caplog.records)
+
+    unroll(cell, carry, x[:2])  # the check's own small arrays
+    assert compilations() >= len(calls)
+    assert compilations() == 0
