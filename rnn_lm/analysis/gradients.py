@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int, Key
 from rnn_lm.errors import UserError
 from rnn_lm.keys import named_key
 from rnn_lm.nn.arrays import named_leaves
-from rnn_lm.nn.stack import states_by_letter
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.stack import states_by_letter
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
 
 Gradient = dict[str, np.ndarray]  # by the parameter's name, such as "cell.w_hh"

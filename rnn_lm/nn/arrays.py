@@ -28,7 +28,7 @@ def summed_product(
     """The sum of `x yᵀ` over all leading axes: what the gradient of w in `y = x @ w` is. Rounded as `product` is."""
     factors = x.astype(dtype or w.dtype), y.astype(dtype or w.dtype)
     axes = tuple(range(x.ndim - 1))
-    sharding = jax.typeof(w).sharding if is_sharded(x) or is_sharded(y) else None
+    sharding = PartitionSpec(*jax.typeof(w).sharding.spec) if is_sharded(x) or is_sharded(y) else None
     contract = partial(
         lax.dot_general,
         dimension_numbers=((axes, axes), ((), ())),
@@ -61,8 +61,20 @@ def is_sharded(x: Array) -> bool:
     return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
+def divided_like(carry: Any, inputs: Array, batch_axes: int) -> Any:
+    """The carry with its batch divided among devices as that of time-major inputs is, where their type says how."""
+    if not is_sharded(inputs):
+        return carry
+    batch = jax.typeof(inputs).sharding.spec[1 : 1 + batch_axes]
+
+    def divided(x: Array) -> Array:
+        return jax.sharding.reshard(x, PartitionSpec(*batch, *(x.ndim - batch_axes) * [None]))
+
+    return jax.tree.map(divided, carry)
+
+
 def along_last(x: Float[Array, "N"], like: Array) -> Float[Array, "*ones N"]:
-    """x with as many axes as `like`, so that ranks need no promotion."""
+    """X with as many axes as `like`, so that ranks need no promotion."""
     return lax.expand_dims(x, range(like.ndim - x.ndim))
 
 

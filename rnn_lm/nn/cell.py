@@ -32,6 +32,7 @@ def show_signature(cls: AnyClass) -> AnyClass:
     return cls
 
 
+@show_signature
 class Cell(nnx.RNNCellBase):
     """The base of this package's cells, and of your own: parameters, products and the `nnx.RNNCellBase` protocol.
 
@@ -54,8 +55,8 @@ class Cell(nnx.RNNCellBase):
 
     num_gates: ClassVar[int]
     # With layer normalisation, the learned scales of both products, [G·H].
-    scale_x: nnx.Param | None = None
-    scale_h: nnx.Param | None = None
+    scale_x: nnx.Param[Array] | None = None
+    scale_h: nnx.Param[Array] | None = None
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Cell(nnx.RNNCellBase):
         self.dtype = dtype
         self.param_dtype = param_dtype
 
-        def gate_by_gate(init: Initializer, *shape: int) -> nnx.Param:
+        def gate_by_gate(init: Initializer, *shape: int) -> nnx.Param[Array]:
             parts: list[Any] = [self._drawn(init, rngs.params(), shape) for _ in range(self.num_gates)]
             if isinstance(parts[0], nnx.VariableMetadata):  # of nnx.with_partitioning, for example
                 value: Any = jnp.concatenate([part.raw_value for part in parts], axis=-1)
@@ -85,7 +86,7 @@ class Cell(nnx.RNNCellBase):
         self.w_hh = gate_by_gate(recurrent_init, hidden_features, hidden_features)
         self.b_h = gate_by_gate(bias_init, hidden_features)
 
-    def __init_subclass__(cls, **options: Any):
+    def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         show_signature(cls)
 
@@ -94,11 +95,12 @@ class Cell(nnx.RNNCellBase):
         dtype = jnp.dtype(self.param_dtype)
         return init(key, shape, jnp.float32 if dtype.itemsize < 4 else dtype)
 
-    def gates(self, carry: Any, projected: Float[Array, "*batch GH"], recurrent: Float[Array, "*batch GH"]) -> Any:
+    # Positional-only, so that a subclass may name them as it likes.
+    def gates(self, carry: Any, projected: Float[Array, "*batch GH"], recurrent: Float[Array, "*batch GH"], /) -> Any:
         """The next carry, from the old one and the two products. It may reduce over units, never over the batch."""
         raise TypeError(f"{type(self).__name__} has no gates(carry, projected, recurrent); docs/own_cell.md shows how")
 
-    def project(self, x: Float[Array, "*batch D"] | Int[Array, "*batch"]) -> Float[Array, "*batch GH"]:
+    def project(self, x: Float[Array, "*batch D"] | Int[Array, "*batch"], /) -> Float[Array, "*batch GH"]:
         """`x w_xh + b_h`. Integers are token ids: they pick rows of `w_xh`, as the product with a one-hot would."""
         b_h = self.b_h[...]
         if not jnp.issubdtype(x.dtype, jnp.integer):
@@ -110,15 +112,15 @@ class Cell(nnx.RNNCellBase):
             return z + along_last(b_h, z)
         return rows_of(self._normalized(w_xh, self.scale_x) + b_h[None], x)  # V rows to add to are fewer than T·B
 
-    def recur(self, carry: Any) -> Float[Array, "*batch GH"]:
+    def recur(self, carry: Any, /) -> Float[Array, "*batch GH"]:
         """`h w_hh`."""
         return self.product(self.output(carry), self.w_hh[...])
 
-    def step(self, carry: Any, projected: Float[Array, "*batch GH"]) -> Any:
+    def step(self, carry: Any, projected: Float[Array, "*batch GH"], /) -> Any:
         """The next carry, from the old one and the input's part."""
         return self.gates(carry, projected, self.recur(carry))
 
-    def output(self, carry: Any) -> Float[Array, "*batch H"]:
+    def output(self, carry: Any, /) -> Float[Array, "*batch H"]:
         """What a carry shows to the outside: h."""
         return carry
 
@@ -146,7 +148,7 @@ class Cell(nnx.RNNCellBase):
     def num_feature_axes(self) -> int:
         return 1
 
-    def product(self, x: Float[Array, "*batch K"], w: Float[Array, "K N"]) -> Float[Array, "*batch N"]:
+    def product(self, x: Float[Array, "*batch K"], w: Float[Array, "K N"], /) -> Float[Array, "*batch N"]:
         """`x @ w` of factors rounded to `dtype`, summed in `param_dtype`."""
         return product(x, w, self.dtype)
 
@@ -155,7 +157,7 @@ class Cell(nnx.RNNCellBase):
         self.scale_x = nnx.Param(jnp.ones_like(self.b_h[...]))
         self.scale_h = nnx.Param(jnp.ones_like(self.b_h[...]))
 
-    def _normalized(self, z: Float[Array, "*batch GH"], scale: nnx.Param | None) -> Float[Array, "*batch GH"]:
+    def _normalized(self, z: Float[Array, "*batch GH"], scale: nnx.Param[Array] | None) -> Float[Array, "*batch GH"]:
         """With layer normalisation: mean 0 and variance 1 over the units of each gate, then scaled."""
         if scale is None:
             return z
@@ -198,9 +200,7 @@ def as_inputs(carry: Any, inputs: Shaped[Array, "..."], dtype: Dtype, steps: int
 
 def overrides(cell: nnx.RNNCellBase, *methods: str) -> bool:
     """Whether a cell, or its class, has methods of its own in place of some of this package's."""
-    return any(
-        getattr(getattr(cell, name), "__module__", "").rpartition(".")[0] != "rnn_lm.nn" for name in methods
-    )
+    return any(getattr(getattr(cell, name), "__module__", "").rpartition(".")[0] != "rnn_lm.nn" for name in methods)
 
 
 def is_hoisted(cell: nnx.RNNCellBase) -> bool:

@@ -77,7 +77,11 @@ class ElmanCell(Cell):
             self._add_layer_norm()
 
     def gates(
-        self, carry: Float[Array, "*batch H"], projected: Float[Array, "*batch H"], recurrent: Float[Array, "*batch H"]
+        self,
+        carry: Float[Array, "*batch H"],
+        projected: Float[Array, "*batch H"],
+        recurrent: Float[Array, "*batch H"],
+        /,
     ) -> Float[Array, "*batch H"]:
         """The next carry. The old one counts only through `recurrent`."""
         del carry
@@ -140,6 +144,7 @@ class GRUCell(Cell):
         carry: Float[Array, "*batch H"],
         projected: Float[Array, "*batch GH"],
         recurrent: Float[Array, "*batch GH"],
+        /,
     ) -> Float[Array, "*batch H"]:
         """The next carry, the reset after the product."""
         h, two = carry, 2 * self.hidden_features
@@ -148,7 +153,9 @@ class GRUCell(Cell):
         n = jnp.tanh(projected[..., two:] + r * (recurrent[..., two:] + along_last(self.b_hn[...], recurrent)))
         return n + z * (h - n)
 
-    def step(self, carry: Float[Array, "*batch H"], projected: Float[Array, "*batch GH"]) -> Float[Array, "*batch H"]:
+    def step(
+        self, carry: Float[Array, "*batch H"], projected: Float[Array, "*batch GH"], /
+    ) -> Float[Array, "*batch H"]:
         """The next carry, from the old one and the input's part."""
         if self.reset_after:
             return super().step(carry, projected)
@@ -217,7 +224,7 @@ class LSTMCell(Cell):
             self._add_layer_norm()
 
     def gates(
-        self, carry: tuple[Array, Array], projected: Float[Array, "*batch GH"], recurrent: Float[Array, "*batch GH"]
+        self, carry: tuple[Array, Array], projected: Float[Array, "*batch GH"], recurrent: Float[Array, "*batch GH"], /
     ) -> tuple[Array, Array]:
         """The next carry; of a plain pair (c, h), which is taken too, a plain pair."""
         # One tanh over the whole block, σ(z) being ½ tanh(½ z) + ½, and the split only then: XLA's CPU code for gates
@@ -232,9 +239,9 @@ class LSTMCell(Cell):
         if self.scale_c is not None:
             shown = standardized(c) * along_last(self.scale_c[...], c) + along_last(self.b_c[...], c)
         new = LSTMState(c, o * jnp.tanh(shown))
-        return new if isinstance(carry, LSTMState) else tuple(new)
+        return new if isinstance(carry, LSTMState) else (new.c, new.h)
 
-    def output(self, carry: tuple[Array, Array]) -> Float[Array, "*batch H"]:
+    def output(self, carry: tuple[Array, Array], /) -> Float[Array, "*batch H"]:
         """What a carry shows to the outside: h."""
         return carry[1]
 

@@ -31,12 +31,15 @@ def check_values(cell: nnx.RNNCellBase, carry: Any, inputs: Any, lengths: Any) -
             raise ValueError(f"lengths: expected 0 to {inputs.shape[0]}, the time steps; got {found.tolist()}")
 
 
-def check_shapes(cell: nnx.RNNCellBase, carry: Any, inputs: Array, lengths: Array | None, resets: Array | None) -> None:
-    """Raises ValueError where shapes do not go together, TypeError where a dtype is not the one expected."""
+def check_shapes(cell: nnx.RNNCellBase, carry: Any, inputs: Array, lengths: Array | None, resets: Array | None) -> int:
+    """Returns how many axes the batch has.
+
+    Raises ValueError where shapes do not go together, TypeError where a dtype is not the one expected.
+    """
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs: expected at least one time step, [T, B, D] or ids [T, B]; got {described(inputs)}")
     steps, ids = inputs.shape[0], are_ids(carry, inputs, steps=1)
-    batch = inputs.shape[1:] if ids else inputs.shape[1 : inputs.ndim - _num_feature_axes(cell)]
+    batch = inputs.shape[1:] if ids else inputs.shape[1 : inputs.ndim - cell.num_feature_axes]
     if isinstance(cell, Cell):
         size, dtype = cell.in_features, jnp.dtype(cell.param_dtype)
         if not ids and (inputs.ndim < 2 or inputs.shape[-1] != size or inputs.dtype != dtype):
@@ -54,6 +57,7 @@ def check_shapes(cell: nnx.RNNCellBase, carry: Any, inputs: Array, lengths: Arra
     if resets is not None and (resets.shape != (steps, *batch) or resets.dtype != jnp.bool_):
         hint = "; resets are time-major, [T, B]" if resets.shape == (*batch, steps) else ""
         raise ValueError(f"resets: expected bool {[steps, *batch]}; got {described(resets)}{hint}")
+    return len(batch)
 
 
 def check_parameters(cell: Cell) -> None:
@@ -81,10 +85,6 @@ def described(tree: Any) -> str:
         parts = [f"{names[i]}={described(x)}" if names else described(x) for i, x in enumerate(tree)]
         return f"{type(tree).__name__ if names else ''}({', '.join(parts)})"
     return type(tree).__name__
-
-
-def _num_feature_axes(cell: nnx.RNNCellBase) -> int:
-    return cell.num_feature_axes
 
 
 def _kinds(carry: Any) -> Any:

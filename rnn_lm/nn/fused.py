@@ -43,7 +43,7 @@ def fused_scan(
 
     def cell_with(read: dict[int, Array]) -> Any:
         """The cell with those of its parameters that are read here; the others have their own ways through."""
-        return nnx.merge(graphdef, tree.unflatten([read.get(i, a) for i, a in enumerate(absent)]))
+        return nnx.merge(graphdef, jax.tree.unflatten(tree, [read.get(i, a) for i, a in enumerate(absent)]))
 
     read = _read_leaves(lambda leaves: cell_with(dict(enumerate(leaves))), leaves, carry, projected[0])
     small = {i: leaves[i] for i in read if jnp.issubdtype(leaves[i].dtype, jnp.floating)}
@@ -54,9 +54,9 @@ def fused_scan(
     ) -> Any:
         return keep(cell_with(small | fixed).gates(entered, projected, recurrent), carry, control)
 
-    def scan(
-        saving: bool, small: Any, w_hh: Array, carry: Any, projected: Array, initial: Any, fixed: Any, controls: Controls
-    ) -> tuple[Any, tuple[Any, Array | None]]:
+    def scan(saving: bool, *arguments: Any) -> tuple[Any, tuple[Any, Array | None]]:
+        small, w_hh, carry, projected, initial, fixed, controls = arguments
+
         def step(carry: Any, inputs: tuple[Array, Controls]) -> tuple[Any, tuple[Any, Array | None]]:
             projected, control = inputs
             entered = enter(carry, control, initial)
@@ -89,8 +89,8 @@ def fused_scan(
             d_new = jax.tree.map(jnp.add, d_carry, d_new)
             entered, leave = jax.vjp(lambda c, i: enter(c, control, i if is_learned else initial), before, learned)
 
-            def of_gates(small: Any, *operands: Any) -> Any:
-                return finish(small, fixed, *operands, control)
+            def of_gates(small: Any, before: Any, entered: Any, projected: Array, recurrent: Array) -> Any:
+                return finish(small, fixed, before, entered, projected, recurrent, control)
 
             _, pull = jax.vjp(of_gates, small, before, entered, projected, recurrent)
             d_small_t, d_before, d_entered, d_projected, d_recurrent = pull(d_new)

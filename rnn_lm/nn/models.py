@@ -25,7 +25,7 @@ from rnn_lm.nn.truncation import Truncation
 class LanguageModel(nnx.Module):
     """What all who use a model may ask of it: token ids → hidden layers → logits of the next token."""
 
-    def __init_subclass__(cls, **options: Any):
+    def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         show_signature(cls)
 
@@ -170,7 +170,7 @@ class RNNLM(NeuralLM):
         recurrent_init: Initializer = orthogonal,
         bias_init: Initializer = zeros,
     ):
-        make = cell if isinstance(cell, type) else cell_class(cell)
+        make: Any = cell if isinstance(cell, type) else cell_class(cell)
         optional = {
             "layer_norm": (layer_norm, False),
             "activation": (activation, "tanh"),

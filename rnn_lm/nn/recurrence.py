@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from rnn_lm.nn import cpu
-from rnn_lm.nn.arrays import alike
+from rnn_lm.nn.arrays import alike, divided_like
 from rnn_lm.nn.cell import Cell, as_inputs
 from rnn_lm.nn.checks import check_options, check_shapes, check_values, described
 from rnn_lm.nn.controls import Controls, controls_of, initial_carry, without_padding
@@ -40,14 +40,14 @@ def unroll(
     """Runs `cell` over time-major `inputs` from the state `carry`: the state after the last step, and every output.
 
     Values and gradients are those of a Python loop over `cell(carry, x_t)`, for any cell. Who computes them is found
-    by looking at the cell's class:
+    by looking at the cell:
 
-    | cell | way |
-    |---|---|
-    | its step is `gates` of one product `h w_hh` (`Cell`s that override neither `__call__`, `step` nor `recur`) | `fused_scan`: a scan with a backward pass of its own |
-    | one of this package's, in float32, of one batch axis, without lengths, resets and truncation | on a CPU with a C++ compiler machine code; else as above |
-    | any other | `plain_scan`: a scan that JAX differentiates |
-    | any, with a `WindowTruncation` | `with_window_gradient` beside one of these |
+    - `fused_scan`, a scan with a backward pass of its own: a `Cell` whose step is `gates` of one product `h w_hh`, so
+      that overrides neither `__call__`, `step`, `recur` nor `product`;
+    - machine code, where that is lowered for a CPU with a C++ compiler: one of this package's own cells, in float32,
+      with one batch axis, without lengths, resets and truncation;
+    - `plain_scan`, which JAX differentiates: any other cell;
+    - `with_window_gradient` on top of these: a `WindowTruncation`.
 
     Gradients are full backpropagation through time within the window. To truncate it between windows, apply
     `jax.lax.stop_gradient` to the carry that goes from one to the next. What a cell changes of itself, such as the
@@ -75,20 +75,20 @@ def unroll(
         are out of range (unless traced); where an option has a value it cannot have.
       TypeError: where a dtype is not the one expected.
     """
-    given = [None if x is None else jnp.asarray(x) for x in (inputs, lengths, resets)]
+    given: list[Any] = [None if x is None else jnp.asarray(x) for x in (inputs, lengths, resets)]
     check_options(backward, remat, _is_windowed(truncation, given[0]))
     lowest = (cell.cells[0], carry[0]) if isinstance(cell, Stack) and isinstance(carry, tuple) else (cell, carry)
     check_values(*lowest, *given[:2])
     graphdef, state = nnx.split(cell)
     run = _compiled if _is_hashable(graphdef) else _unroll
     made, outputs, changed = run(
-        state, carry, *given, key, truncation,
+        state, carry, given[0], given[1], given[2], key, truncation,
         graphdef=graphdef, reverse=reverse, remat=remat, return_carries=return_carries, backward=backward,
         with_machine_code=cpu.is_wanted(),
     )  # fmt: skip
     if changed:
         leaves, tree = jax.tree.flatten(state)
-        nnx.update(cell, tree.unflatten([changed.get(i, leaf) for i, leaf in enumerate(leaves)]))
+        nnx.update(cell, jax.tree.unflatten(tree, [changed.get(i, leaf) for i, leaf in enumerate(leaves)]))
     return made, outputs
 
 
@@ -174,12 +174,13 @@ def _one(
     """One layer, by one of the ways."""
     if isinstance(cell, Cell):
         inputs = as_inputs(carry, inputs, cell.param_dtype, steps=1)
-    check_shapes(cell, carry, inputs, lengths, resets)
+    batch_axes = check_shapes(cell, carry, inputs, lengths, resets)
     num_steps = inputs.shape[0]
     controls = controls_of(num_steps, lengths, resets)
     if truncation is not None and not isinstance(truncation, WindowTruncation):
         controls["passed"] = truncation.passed(num_steps, reverse=reverse)
     initial = None if resets is None else initial_carry(cell, carry, inputs)
+    carry, initial = divided_like((carry, initial), inputs, batch_axes)
     inputs, initial, controls = alike((without_padding(inputs, controls), initial, controls))
     way: Way = fused_scan if backward == "fused" and is_fused(cell, carry, inputs) else plain_scan
     if remat is None:

@@ -1,4 +1,4 @@
-"""A cell under `jax.lax.scan`, differentiated by JAX: the chapter's recurrence. And the same in blocks of time steps."""
+"""A cell under `jax.lax.scan`, differentiated by JAX: the chapter's recurrence. And a scan in blocks of steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ def plain_scan(
 
     def cell_with(changed: list[Array]) -> Any:
         new = dict(zip(changing, changed, strict=True))
-        return nnx.merge(graphdef, tree.unflatten([new.get(i, leaf) for i, leaf in enumerate(leaves)]))
+        return nnx.merge(graphdef, jax.tree.unflatten(tree, [new.get(i, leaf) for i, leaf in enumerate(leaves)]))
 
     def step(state: tuple[Any, Any], xs: tuple[Array, Controls]) -> tuple[tuple[Any, Any], tuple[Any, Array]]:
         (carry, changed), (x, control) = state, xs

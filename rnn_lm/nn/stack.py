@@ -30,13 +30,17 @@ class Stack(nnx.RNNCellBase):
         self.cells: Any = nnx.List(cells)
         self.dropout = dropout_rate(dropout)
 
-    def __call__(self, carry: tuple, inputs: Array) -> tuple[tuple, Array]:
+    def __call__(self, carry: tuple[Any, ...], inputs: Array) -> tuple[tuple[Any, ...], Array]:
         """One step of the `nnx.RNNCellBase` protocol, without this stack's own dropout."""
         return self.run_layers(lambda cell, carry, inputs: cell(carry, inputs), carry, inputs)
 
     def run_layers(
-        self, run: Callable[[Any, Any, Array], tuple[Any, Array]], carry: tuple, inputs: Array, key: Array | None = None
-    ) -> tuple[tuple, Array]:
+        self,
+        run: Callable[[Any, Any, Array], tuple[Any, Array]],
+        carry: tuple[Any, ...],
+        inputs: Array,
+        key: Array | None = None,
+    ) -> tuple[tuple[Any, ...], Array]:
         """`run(cell, carry, inputs) -> (carry, outputs)` from the bottom to the top; a key turns dropout on."""
         carries, outputs = [], inputs
         for layer, (cell, layer_carry) in enumerate(zip(self.cells, carry, strict=True)):
@@ -46,7 +50,7 @@ class Stack(nnx.RNNCellBase):
             carries.append(layer_carry)
         return tuple(carries), outputs
 
-    def output(self, carry: tuple) -> Array:
+    def output(self, carry: tuple[Any, ...]) -> Array:
         """What a carry shows to the outside: the top layer's h."""
         return self.cells[-1].output(carry[-1])
 
@@ -56,7 +60,7 @@ class Stack(nnx.RNNCellBase):
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
-    ) -> tuple:
+    ) -> tuple[Any, ...]:
         """The state before the first step, of each layer."""
         shapes = [input_shape] + [(*input_shape[:-1], cell.hidden_features) for cell in self.cells[:-1]]
         return tuple(

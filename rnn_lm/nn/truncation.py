@@ -31,7 +31,7 @@ class SegmentTruncation(_Argument):
 
     steps: int | Int[Array, ""]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.steps, jax.core.Tracer) and self.steps < 1:
             raise ValueError(f"steps is {self.steps}; a segment has at least 1")
 
@@ -47,13 +47,13 @@ class WindowTruncation:
     """The loss of step t differentiates through the steps t − steps + 1 to t; the state before them is a constant.
 
     A step past the end of a sequence is none. In a stack the steps are those of all layers together. The gradient
-    takes `steps` times as long as that of the whole window. Of as many steps as there are it still keeps the loss of the
-    last step from the state before the first; of more it is the whole gradient.
+    takes `steps` times as long as that of the whole window. Of as many steps as there are it still keeps the loss of
+    the last step from the state before the first; of more it is the whole gradient.
     """
 
     steps: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; a window has at least 1")
 
@@ -74,7 +74,7 @@ class RandomizedTruncation(_Argument):
     keep_probability: float | Float[Array, "*T"]
     key: Key[Array, ""]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.keep_probability, jax.core.Tracer):
             with jax.ensure_compile_time_eval():
                 probability = jnp.asarray(self.keep_probability)

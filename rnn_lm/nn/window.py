@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import alike, shifted
+from rnn_lm.nn.arrays import alike, divided_like, shifted
 from rnn_lm.nn.cell import Cell, as_inputs, is_hoisted, overrides
 from rnn_lm.nn.controls import Controls, controls_of, enter, initial_carry, keep, where, without_padding
 from rnn_lm.nn.scan import changing_leaves, projections
@@ -48,6 +48,7 @@ def with_window_gradient(
     controls = controls_of(len(inputs), lengths, resets)
     inputs = without_padding(inputs, controls)
     initial = None if resets is None else initial_carry(stack, carry, inputs)
+    carry, initial = divided_like((carry, initial), inputs, values[1].ndim - 2)
     is_learned = resets is not None and any(overrides(cell, "initialize_carry") for cell in stack.cells)
     # What dropout multiplies the inputs of the upper layers by.
     factors = [
@@ -60,7 +61,7 @@ def with_window_gradient(
         params: Any, carry: tuple, x: Array, initial: Any, fixed: Any, control: Controls, factors: list[Array]
     ) -> tuple[tuple, Array]:
         """All layers at one time step."""
-        cells = nnx.merge(graphdef, tree.unflatten([(params | fixed)[i] for i in range(len(leaves))])).cells
+        cells = nnx.merge(graphdef, jax.tree.unflatten(tree, [(params | fixed)[i] for i in range(len(leaves))])).cells
         news = []
         for i, (cell, state) in enumerate(zip(cells, enter(carry, control, initial), strict=True)):
             if i == 0 and hoisted:
@@ -86,8 +87,8 @@ def with_window_gradient(
         def back(state: tuple[Any, Any], inputs: tuple) -> tuple[tuple[Any, Any], Array]:
             lanes, d_shared = state
             (d_new, d_output), before, x, control, factors = inputs
-            d_new = jax.tree.map(lambda lanes, d: lanes.at[0].add(d), lanes, d_new)
-            d_outputs = jnp.zeros((steps, *d_output.shape), d_output.dtype).at[0].set(d_output)
+            d_new = jax.tree.map(lambda lanes, d: jnp.concatenate([lanes[:1] + d[None], lanes[1:]]), lanes, d_new)
+            d_outputs = jnp.concatenate([d_output[None], _lanes_of(d_output, steps - 1)])
 
             def here(shared: tuple[Any, Any], before: Any, x: Array) -> Any:
                 params, learned = shared
@@ -101,7 +102,7 @@ def with_window_gradient(
                 lanes = jax.tree.map(lambda a, b: where(control["valid"][None], a, b), lanes, passed)
             return (lanes, jax.tree.map(jnp.add, d_shared, d_shared_t)), d_x
 
-        no_lanes = jax.tree.map(lambda c: jnp.zeros_like(c, shape=(steps, *c.shape)), carry)
+        no_lanes = jax.tree.map(partial(_lanes_of, count=steps), carry)
         (lanes, (d_params, d_learned)), d_xs = lax.scan(
             back,
             (no_lanes, jax.tree.map(jnp.zeros_like, (params, learned))),
@@ -114,6 +115,11 @@ def with_window_gradient(
     xs = projections(first, inputs) if hoisted else inputs
     values = jax.tree.map(lax.stop_gradient, values)
     return attach(*alike((params, carry, xs, initial, fixed, controls, factors, values)))
+
+
+def _lanes_of(x: Array, count: int) -> Array:
+    """So many lanes of zeros, sharded as x is."""
+    return jnp.broadcast_to(jnp.zeros_like(x)[None], (count, *x.shape))
 
 
 def _older(lanes: Array) -> Array:

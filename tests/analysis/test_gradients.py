@@ -16,9 +16,9 @@ from rnn_lm.analysis.gradients import (
 )
 from rnn_lm.errors import UserError
 from rnn_lm.keys import named_key
-from rnn_lm.nn.stack import states_by_letter
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.stack import states_by_letter
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
 from tests.reference import forward, gradients, numpy_params
 

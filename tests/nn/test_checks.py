@@ -1,5 +1,6 @@
 """What `unroll` refuses, and what it takes: shapes of parameters, lists, empty batches, JAX's strict modes."""
 
+import re
 from functools import partial
 
 import jax
@@ -47,9 +48,12 @@ WRONG = [
 def test_a_parameter_of_another_shape_is_named_with_both(name, parameter, shape):
     cell = make(name)
     nnx.update(cell, {parameter: jnp.zeros(shape)})
-    expected = rf"{parameter}: expected \[.*\] = \[.*\]; got {list(shape)}".replace("[", r"\[").replace(r"\\[", r"\[")
-    for run in (lambda x: unroll(cell, make_carry(make(name)), x), jax.jit(lambda x: unroll(cell, make_carry(make(name)), x))):
-        with pytest.raises(ValueError, match=expected.replace("]", r"\]").replace(r"\\]", r"\]")):
+    expected = rf"{parameter}: expected \[.*\] = \[.*\]; got {re.escape(str(list(shape)))}"
+    for run in (
+        lambda x: unroll(cell, make_carry(make(name)), x),
+        jax.jit(lambda x: unroll(cell, make_carry(make(name)), x)),
+    ):
+        with pytest.raises(ValueError, match=expected):
             run(make_inputs())
 
 
@@ -91,7 +95,9 @@ def test_ids_of_few_bits_are_compared_with_a_large_vocabulary(ids):
 
 def test_transposed_inputs_are_told_so():
     plain, cell = getattr(unroll, "__wrapped__", unroll), make("gru")
-    with pytest.raises(ValueError, match=r"carry: expected float32 \[6, 5\].* got float32 \[3, 5\]; inputs are time-major"):
+    with pytest.raises(
+        ValueError, match=r"carry: expected float32 \[6, 5\].* got float32 \[3, 5\]; inputs are time-major"
+    ):
         plain(cell, make_carry(cell), make_inputs().swapaxes(0, 1))
     with pytest.raises(ValueError, match="resets: .*time-major"):
         plain(cell, make_carry(cell), make_inputs(), resets=RESETS.T)

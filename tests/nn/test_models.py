@@ -5,10 +5,10 @@ import pytest
 from flax import nnx
 
 from rnn_lm.nn.cells import LSTMState
-from rnn_lm.nn.stack import dropped
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import MLPLM, RNNLM
 from rnn_lm.nn.recurrence import unroll
+from rnn_lm.nn.stack import dropped
 from tests.reference import forward, numpy_params, real_time_recurrent_learning
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")

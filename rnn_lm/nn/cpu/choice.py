@@ -27,11 +27,11 @@ def machine_code(fast: Callable, slow: Callable) -> Callable:
         kinds, made_tree = jax.tree.flatten(jax.eval_shape(fast, *arguments))
 
         def of_leaves(f: Callable, *leaves: Array) -> list[Array]:
-            return jax.tree.leaves(f(*tree.unflatten(leaves)))
+            return jax.tree.leaves(f(*jax.tree.unflatten(tree, leaves)))
 
         results = tuple((kind.shape, kind.dtype) for kind in kinds)
         made = _choice.bind(*flat, fast=partial(of_leaves, fast), slow=partial(of_leaves, slow), results=results)
-        return made_tree.unflatten(alike((made, flat))[0])
+        return jax.tree.unflatten(made_tree, alike((made, flat))[0])
 
     mapped = jax.custom_batching.custom_vmap(chosen)
 

@@ -1,4 +1,4 @@
-"""The C++ of this folder as a library: compiled when a program is first lowered for a CPU, kept in `~/.cache/rnn_lm`."""
+"""The C++ of this folder as a library: compiled when first needed, and kept in `~/.cache/rnn_lm`."""
 
 import ctypes
 import hashlib
