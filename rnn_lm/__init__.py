@@ -1,12 +1,40 @@
 """Recurrent neural network language models in JAX and Flax.
 
 Shapes in the whole package: T time steps, B batch, D inputs, H hidden units, V vocabulary, G gates.
-What stands in the table below is loaded when it is first used, so `import rnn_lm` costs nothing.
+What stands in the table below is loaded when it is first used, so `import rnn_lm` costs nothing. Type checkers read the
+imports instead; a test compares the lists.
 """
 
 import importlib
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rnn_lm.data.batches import Batches as Batches
+    from rnn_lm.data.corpus import load_corpus as load_corpus
+    from rnn_lm.data.vocabulary import Vocabulary as Vocabulary
+    from rnn_lm.inference.evaluate import evaluate as evaluate
+    from rnn_lm.inference.generate import generate as generate
+    from rnn_lm.inference.score import score as score
+    from rnn_lm.ngram import NGramLM as NGramLM
+    from rnn_lm.nn.cell import Cell as Cell
+    from rnn_lm.nn.cells import ElmanCell as ElmanCell
+    from rnn_lm.nn.cells import GRUCell as GRUCell
+    from rnn_lm.nn.cells import LSTMCell as LSTMCell
+    from rnn_lm.nn.cells import LSTMState as LSTMState
+    from rnn_lm.nn.losses import cross_entropy as cross_entropy
+    from rnn_lm.nn.models import MLPLM as MLPLM
+    from rnn_lm.nn.models import RNNLM as RNNLM
+    from rnn_lm.nn.recurrence import unroll as unroll
+    from rnn_lm.nn.registry import register_cell as register_cell
+    from rnn_lm.nn.stack import Stack as Stack
+    from rnn_lm.nn.truncation import RandomizedTruncation as RandomizedTruncation
+    from rnn_lm.nn.truncation import SegmentTruncation as SegmentTruncation
+    from rnn_lm.nn.truncation import WindowTruncation as WindowTruncation
+    from rnn_lm.training.config import default_config as default_config
+    from rnn_lm.training.loop import train as train
+    from rnn_lm.training.run_folder import load as load
+    from rnn_lm.training.sweep import sweep as sweep
 
 STARTED = time.perf_counter()  # as near to the start of the process as we can see
 __version__ = "0.1.0"
@@ -38,13 +66,41 @@ _HOMES = {
     "sweep": "rnn_lm.training.sweep",
     "load": "rnn_lm.training.run_folder",
 }
-__all__ = [*_HOMES]
+__all__ = [
+    "ElmanCell",
+    "GRUCell",
+    "LSTMCell",
+    "LSTMState",
+    "Cell",
+    "register_cell",
+    "Stack",
+    "unroll",
+    "SegmentTruncation",
+    "WindowTruncation",
+    "RandomizedTruncation",
+    "RNNLM",
+    "MLPLM",
+    "cross_entropy",
+    "NGramLM",
+    "Batches",
+    "Vocabulary",
+    "load_corpus",
+    "evaluate",
+    "generate",
+    "score",
+    "default_config",
+    "train",
+    "sweep",
+    "load",
+]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # or every name would be one to checkers
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
