@@ -234,7 +234,7 @@ def perplexity_by_context(path: Path, result: Mapping[str, Any], names: Mapping[
         "reads so many tokens of the text, and is asked for the next."
     )
     _over(axes, result["ngrams"], "context", "perplexity", marker="o", color="gray", label="n-grams, one model each")
-    for (name, shown), marker in zip(names.items(), "^sDv", strict=True):
+    for (name, shown), marker in zip(names.items(), "^sDvP", strict=False):
         rows = result["by_context"][name]
         axes.plot(rows["context"], np.exp(rows["nll"]), marker=marker, markersize=3, label=shown)
     axes.set_xscale("symlog", base=2, linthresh=1)
@@ -261,7 +261,7 @@ def parameters(path: Path, result: Mapping[str, Any], names: Mapping[str, str]) 
     )
     axes.plot(counts["order"], counts["possible"], "--", color="black", label=f"possible n-grams, $|V|^n$ = {size}$^n$")
     _over(axes, result["ngrams"], "order", "num_params", marker="o", color="gray", label="n-grams of the text, stored")
-    for (name, shown), marker in zip(names.items(), "^sDv", strict=True):
+    for (name, shown), marker in zip(names.items(), "^sDvP", strict=False):
         pairs = [pair for pair in zip(counts["order"], counts[name], strict=True) if pair[1] is not None]
         axes.plot(*zip(*pairs, strict=True), marker=marker, markersize=3, label=f"{shown}: parameters")
     axes.set(

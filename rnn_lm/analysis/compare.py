@@ -21,6 +21,7 @@ from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.ngram import MAX_ORDER, NGramLM
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import LanguageModel
+from rnn_lm.nn.registry import OPTIONAL, cell_class, takes
 from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS
 from rnn_lm.training.config import FIELDS, check_config, set_field, tokens_per_step
 from rnn_lm.training.members import Member, check_members
@@ -45,20 +46,21 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any]
       UserError: where the config, the text or the folder will not do; nothing is left behind then.
       Diverged, Stopped: as `train` does.
     """
-    configs = {name: config_of(config, name) for name in NETWORKS}
+    names = networks_of(config)
+    configs = {name: config_of(config, name) for name in names}
     for member_config in configs.values():
         check_config(member_config)
     corpus = load_corpus(**config.corpus)
-    ours = {*NETWORKS, RESULT, temporary_name(workdir / RESULT).name, NGRAMS, PLOTS}
+    ours = {*names, RESULT, temporary_name(workdir / RESULT).name, NGRAMS, PLOTS}
     check_only(workdir, ours, "a comparison")
-    members = [Member(name, {}, configs[name], workdir / name, corpus) for name in NETWORKS]
+    members = [Member(name, {}, configs[name], workdir / name, corpus) for name in names]
     check_members(members, workdir)
     part = "test" if corpus.test.tokens else "valid"
     split: Split = getattr(corpus, part)
 
     ngrams, counted = score_ngrams(corpus, split, on_progress)
     counted.save(counts_path(workdir / NGRAMS, corpus))
-    on_progress(f"training {', '.join(NETWORKS)}")
+    on_progress(f"training {', '.join(names)}")
     with deferred_signals() as pending:  # one after the other, so that each one's speed is its own
         train_members(members, workdir / NGRAMS, stop=lambda: bool(pending.signum), devices=jax.local_devices()[:1])
         if pending.signum:
@@ -69,13 +71,13 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any]
             raise Diverged(
                 f"training of {member.name} diverged: {what}; try a smaller learning rate in a new --workdir"
             )
-    summaries = {name: read_json(workdir / name / SUMMARY) for name in NETWORKS}
-    networks = [_network_row(name, configs[name], summaries[name], part) for name in NETWORKS]
+    summaries = {name: read_json(workdir / name / SUMMARY) for name in names}
+    networks = [_network_row(name, configs[name], summaries[name], part) for name in names]
     contexts = {}
-    for name in NETWORKS:
+    for name in names:
         on_progress(f"measuring what {name} makes of a longer context")
         contexts[name] = use_of_context(load(workdir / name)[0], split.ids, MAX_CONTEXT)
-    summary = summaries[NETWORKS[0]]
+    summary = summaries[names[0]]
     result = {
         "split": part,
         "tokens": split.tokens,
@@ -95,11 +97,18 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any]
     return result
 
 
+def networks_of(config: ConfigDict) -> list[str]:
+    """The four, and the config's own cell where that is another."""
+    return [*dict.fromkeys([*NETWORKS, config.model.cell])]
+
+
 def config_of(config: ConfigDict, name: str) -> ConfigDict:
     """The config of one network: the same data, budget, optimizer and units, another body."""
     changes: dict[str, Any] = {"model.kind": "rnn", "model.cell": name}
-    dropped = [] if name == "elman" else ["model.activation"]
-    if name == "mlp":
+    dropped = []
+    if name != "mlp":
+        dropped = [f"model.{option}" for option in OPTIONAL if not takes(cell_class(name), option)]
+    else:
         changes = {"model.kind": "mlp", "model.embed_dim": config.model.embed_dim or EMBED_DIM}
         changes["segment_length"] = tokens_per_step(config) // config.batch_size
         dropped = ["model.num_layers", "model.layer_norm", "remat", *(f for f in FIELDS if f.startswith("truncation."))]

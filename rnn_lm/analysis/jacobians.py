@@ -14,7 +14,7 @@ from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.stack import Stack
 
-GATES = {ElmanCell: ("h",), GRUCell: ("r", "z", "n"), LSTMCell: ("i", "f", "g", "o")}  # other cells count theirs
+GATES: dict[type, tuple[str, ...]] = {ElmanCell: ("h",), GRUCell: ("r", "z", "n"), LSTMCell: ("i", "f", "g", "o")}
 
 
 def recurrent_spectra(model: RNNLM) -> list[dict[str, Any]]:
@@ -30,7 +30,8 @@ def recurrent_spectra(model: RNNLM) -> list[dict[str, Any]]:
         w_hh = np.asarray(cell.w_hh[...] if hasattr(cell, "w_hh") else np.zeros((0, 0)), np.float64)
         gates, rest = divmod(w_hh.shape[1], w_hh.shape[0]) if w_hh.size else (0, 0)
         parts = np.split(w_hh, gates, axis=1) if gates and not rest else []
-        for gate, part in zip(GATES.get(type(cell), map(str, range(1, gates + 1))), parts, strict=True):
+        names = GATES.get(type(cell)) or [str(gate) for gate in range(1, gates + 1)]
+        for gate, part in zip(names, parts, strict=True):
             eigenvalues = np.linalg.eigvals(part)
             spectra.append(
                 {

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rnn_lm.analysis.cost import step_costs
@@ -24,6 +26,7 @@ from rnn_lm.analysis.gradients import (
 from rnn_lm.analysis.jacobians import lyapunov_exponents, recurrent_spectra
 from rnn_lm.keys import named_key
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.stack import Stack
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
 
 POSITIONS = 128  # in the text, whose losses are followed back
@@ -82,13 +85,21 @@ def inspect(subject: Subject, on_progress: Callable[[str], Any] = lambda questio
       UserError: where the text is shorter than the window needs.
     """
     sections = {}
-    recurrent = isinstance(subject.model, RNNLM)
     for name, (question, section) in SECTIONS.items():
-        if not recurrent and name not in WITHOUT_STATE:
+        if not _has_section(subject.model, name):
             continue
         on_progress(question)
         sections[name] = section(subject)
     return sections
+
+
+def _has_section(model: Any, name: str) -> bool:
+    if not isinstance(model, RNNLM):
+        return name in WITHOUT_STATE
+    carry = jax.eval_shape(lambda: model.initialize_carry(1))
+    of_numbers = all(jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim == 2 for leaf in jax.tree.leaves(carry))
+    top = model.cell.cells[-1] if isinstance(model.cell, Stack) else model.cell
+    return name not in OF_A_STATE or (of_numbers and hasattr(top, "output"))
 
 
 def gradients_by_lag(subject: Subject) -> Section:
@@ -250,3 +261,4 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Subject], Section]]] = {
     "strategies": ("where does each strategy cut?", strategies),
 }
 WITHOUT_STATE = ("clipping",)  # asks nothing about time
+OF_A_STATE = ("gradients_by_lag", "jacobians")  # follow it through a cell that says what of it is its output

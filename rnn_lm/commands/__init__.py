@@ -9,6 +9,7 @@ from absl import logging
 from rnn_lm.commands.flags import Help, parse
 from rnn_lm.errors import Diverged, UserError, unknown_name
 from rnn_lm.interrupts import Stopped
+from rnn_lm.plugins import import_module_or_file
 
 VERBS = {
     "train": "train a model (the verb may be left out)",
@@ -72,6 +73,8 @@ def _run(arguments: list[str]) -> str:
         flags, rest = parse(arguments, module)
     except Help as text:
         return str(text)
+    for name in flags["import"].value or ():
+        import_module_or_file(name)
     return module.run(flags, *rest)
 
 

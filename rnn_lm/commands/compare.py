@@ -30,17 +30,24 @@ def run(flags: FlagValues) -> str:
 
     result = compare(config, workdir, lambda what: print(f"=== {what}", file=sys.stderr, flush=True))
     pictures = _draw(workdir / "plots", result)
-    files = [str(workdir / RESULT), *map(str, pictures), f"{workdir}/{{{','.join(NAMES)}}}/, a run each"]
+    files = [str(workdir / RESULT), *map(str, pictures), f"{workdir}/{{{','.join(names_of(result))}}}/, a run each"]
     return "\n".join([describe(result), "", "Files: " + "\n       ".join(files)])
+
+
+def names_of(result: dict[str, Any]) -> dict[str, str]:
+    """What the networks are called on the screen and in pictures; a cell of one's own by its name."""
+    names = [row["name"] for row in result["models"] if row["name"] not in ("uniform", "unigram", "ngram")]
+    return {name: NAMES.get(name, name) for name in names}
 
 
 def describe(result: dict[str, Any]) -> str:
     """The table, and what it says."""
+    names = names_of(result)
     models, corpus = {row["name"]: row for row in result["models"]}, result["corpus"]
     ngram, size = models["ngram"], corpus["vocab_size"]
     rows = [("uniform", models["uniform"]), ("unigram", models["unigram"])]
     rows += [(f"{row['order']}-gram", row) for row in result["ngrams"][1:]]
-    rows += [(shown, models[name]) for name, shown in NAMES.items()]
+    rows += [(shown, models[name]) for name, shown in names.items()]
     lines = [
         f"{corpus['source']}: {result['tokens']:,} tokens of the {result['split']} split, a vocabulary of {size}.",
         f"Each network was trained on {result['train_tokens']:,} tokens (seed {result['seed']}), the n-grams were "
@@ -57,10 +64,10 @@ def describe(result: dict[str, Any]) -> str:
     ]
     if (share := result["unknown"] / result["tokens"]) > 0.01:
         lines.append(f"{share:.0%} of the tokens are <unk>: their bits do not compare with other vocabularies'.")
-    if away := [shown for name, shown in NAMES.items() if models[name]["runs_away"]]:
+    if away := [shown for name, shown in names.items() if models[name]["runs_away"]]:
         lines.append(f"Carried through so long a text the state runs away: {', '.join(away)}. See `evaluate`.")
     nlls = {name: math.inf if row["nll"] is None else row["nll"] for name, row in models.items()}  # null: not finite
-    if behind := [shown for name, shown in NAMES.items() if nlls[name] > nlls["ngram"]]:
+    if behind := [shown for name, shown in names.items() if nlls[name] > nlls["ngram"]]:
         lines.append(f"Counting still beats {', '.join(behind)}: more steps, or a longer text, may help.")
     return "\n".join(lines)
 
@@ -80,5 +87,5 @@ def _draw(folder: Path, result: dict[str, Any]) -> list[Path]:
         return []
     paths = [folder / f"{name}.png" for name in plots.COMPARISON]
     for path in paths:
-        plots.COMPARISON[path.stem](path, result, NAMES)
+        plots.COMPARISON[path.stem](path, result, names_of(result))
     return paths

@@ -28,6 +28,8 @@ def parse(arguments: list[str], module: ModuleType) -> tuple[FlagValues, list[st
     wanted = getattr(module, "ARGUMENTS", ())
     flags.set_gnu_getopt(True)  # flags may stand after them
     module.define_flags(flags)
+    about = "a Python module or file to load first, such as one that registers a cell; may be given more than once"
+    absl_flags.DEFINE_multi_string("import", [], about, flag_values=flags)
     names = list(flags)
     with_config = "config" in names
     if with_config:

@@ -39,6 +39,7 @@ def run(flags: FlagValues) -> str:
     shard = parse_shard(flags.shard)
     fields = [field for field in FIELDS if flags[f"config.{field}"].present and field != "sweep.mode"]
     command = ["python", "run.py", f"--config={flags.config}"]
+    command += [f"--import={name}" for name in flags["import"].value or ()]
     command += [f"--config.{field}={flags[f'config.{field}'].value}" for field in fields]
 
     from rnn_lm.training.results import RESULTS, TABLE

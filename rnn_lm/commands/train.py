@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
+from rnn_lm.plugins import IMPORTED
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -39,7 +40,7 @@ def describe(summary: dict[str, Any], workdir: Path) -> str:
     table = "\n".join(
         f"  {what:<48}{number(x['perplexity'], 2):>12}{number(x['bits_per_char'], 3):>22}" for what, x in rows
     )
-    folder = shlex.quote(str(workdir))
+    folder = " ".join([shlex.quote(str(workdir)), *(shlex.quote(f"--import={name}") for name in IMPORTED)])
     return f"""
 Finished: {summary["steps"]:,} steps, {summary["tokens"]:,} tokens of {corpus["source"]}.
 

@@ -2,7 +2,7 @@
 
 import math
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from rnn_lm.errors import UserError, unknown_name
+from rnn_lm.nn.registry import CELLS, OPTIONAL, cell_class, takes
 
 Value = bool | int | float | str
 MAX_INT, MAX_FLOAT = 2**31 - 1, 3e38  # what the device's 32-bit numbers can hold
@@ -72,12 +73,18 @@ FIELDS = {
         "rnn, which carries a state from token to token, or mlp: one hidden layer over the last few tokens",
         names=("rnn", "mlp"),
     ),
-    "model.cell": Field("elman", "the recurrent cell, of rnn only", names=("elman", "gru", "lstm")),
+    "model.cell": Field(
+        "elman",
+        "the recurrent cell, of rnn only; also one that a module given by --import registers",
+        names=("elman", "gru", "lstm"),
+    ),
     "model.context": Field(8, "n − 1: how many tokens the mlp looks at", low=1),
     "model.num_hiddens": Field(256, "H: hidden units of each layer", low=1),
     "model.num_layers": Field(1, "recurrent layers, one above the other", low=1),
     "model.embed_dim": Field(0, "size of learned token vectors; 0: the hidden layer reads token ids themselves"),
-    "model.activation": Field("tanh", "φ of the Elman cell and of the mlp", names=("tanh", "relu", "identity")),
+    "model.activation": Field(
+        "tanh", "φ of the Elman cell, the mlp, and other cells that take it", names=("tanh", "relu", "identity")
+    ),
     "model.dropout": Field(
         0.0,
         "share of units dropped of what each layer hands on, the output layer's input included; 0: none",
@@ -141,7 +148,7 @@ FIELDS = {
 }
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Any:  # a ConfigDict; pyright takes its fields for values that have none
     """A complete config, locked: what an experiment starts from. `FIELDS` says what each field means."""
     config = ConfigDict()
     for name, field in FIELDS.items():
@@ -220,8 +227,9 @@ def check_config(config: ConfigDict) -> None:
     """Raises UserError where a value is out of its range, or where two of them do not go together."""
     for name, field in FIELDS.items():
         value = get_field(config, name)
-        if field.names and value not in field.names:
-            raise unknown_name(f"config.{name}", str(value), field.names)
+        if field.names and value not in (known := _names_of(name, field)):
+            hint = " (--import=MODULE_OR_FILE loads one that registers another)" if name == "model.cell" else ""
+            raise UserError(f"{unknown_name(f'config.{name}', str(value), known)}{hint}")
         if isinstance(value, str | bool):
             continue
         high = min(field.high, MAX_INT if isinstance(value, int) else MAX_FLOAT)
@@ -241,8 +249,8 @@ def check_config(config: ConfigDict) -> None:
                 f"config.model.context is {config.model.context}, but with partition random the mlp never reads more "
                 f"than segment_length = {config.segment_length} tokens"
             )
-    elif config.model.activation != FIELDS["model.activation"].default and config.model.cell != "elman":
-        raise UserError(f"config.model.activation is of the elman cell only; leave it out for {config.model.cell}")
+    else:
+        _check_cell(config)
     if config.model.tie and config.model.embed_dim != config.model.num_hiddens:
         raise UserError(
             f"config.model.tie needs config.model.embed_dim = num_hiddens = {config.model.num_hiddens}; "
@@ -251,6 +259,20 @@ def check_config(config: ConfigDict) -> None:
     _check_truncation(config)
     if config.corpus.max_vocab == 1:
         raise UserError("config.corpus.max_vocab is 1, which leaves <unk> alone; it must be 0 (all) or at least 2")
+
+
+def _names_of(name: str, field: Field) -> Sequence[str]:
+    """What a field may name; cells that are registered are among them."""
+    return [*dict.fromkeys([*field.names, *CELLS])] if name == "model.cell" else field.names
+
+
+def _check_cell(config: ConfigDict) -> None:
+    for option in OPTIONAL:
+        if get_field(config, f"model.{option}") != FIELDS[f"model.{option}"].default:
+            import rnn_lm.nn.cells  # noqa: F401 — jax: only where it must be known what its cells take
+
+            if not takes(cell_class(config.model.cell), option):
+                raise UserError(f"config.model.{option} is not of the {config.model.cell} cell; leave it out")
 
 
 def _check_truncation(config: ConfigDict) -> None:

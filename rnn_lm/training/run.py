@@ -18,6 +18,7 @@ from rnn_lm.errors import UserError
 from rnn_lm.files import write_json
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.keys import named_key
+from rnn_lm.nn.registry import CELLS
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
 from rnn_lm.training.config import program_of, tokens_per_step
 from rnn_lm.training.metrics import Record
@@ -28,18 +29,26 @@ from rnn_lm.training.step import TrainState
 def new_state(config: ConfigDict, vocab_size: int) -> TrainState:
     """What a run starts from, made by one compiled function for all runs of a program."""
     key, radius = named_key(config.seed, "params"), jnp.float32(config.model.initial_radius)
-    return _new_state(program_of(config), vocab_size, key, radius)
+    return _new_state(program_of(config), vocab_size, CELLS.get(config.model.cell), key, radius)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _new_state(program: FrozenConfigDict, vocab_size: int, key: jax.Array, initial_radius: jax.Array) -> TrainState:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _new_state(
+    program: FrozenConfigDict, vocab_size: int, cell: type | None, key: jax.Array, initial_radius: jax.Array
+) -> TrainState:
+    del cell  # the program has its name; of that name another may have been registered since
     model = make_model(program, vocab_size, key=key, initial_radius=initial_radius)
     return TrainState.create(model, program.optimizer.name, program.batch_size)
 
 
-@cache
 def graphdef_of(program: FrozenConfigDict, vocab_size: int) -> nnx.GraphDef:
     """The models of a program without their parameters."""
+    return _graphdef_of(program, vocab_size, CELLS.get(program.model.cell))
+
+
+@cache
+def _graphdef_of(program: FrozenConfigDict, vocab_size: int, cell: type | None) -> nnx.GraphDef:
+    del cell  # as in `_new_state`
     return nnx.split(nnx.eval_shape(partial(make_model, program, vocab_size)), nnx.Param)[0]
 
 

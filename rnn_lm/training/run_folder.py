@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -22,6 +22,8 @@ from rnn_lm.inference.mixture import BUCKETS, Mixture, fit_weights
 from rnn_lm.keys import named_key
 from rnn_lm.ngram import NGramLM
 from rnn_lm.nn.models import MODELS, LanguageModel
+from rnn_lm.nn.registry import CELLS
+from rnn_lm.plugins import IMPORTED
 from rnn_lm.training.checkpoints import Checkpoints, fill_tree
 from rnn_lm.training.config import FIELDS, complete_config, get_field
 
@@ -57,28 +59,34 @@ def make_model(
     key = named_key(config.seed, "params") if key is None else key
     body: dict[str, Any]
     if config.model.kind == "mlp":
-        body = {"context": config.model.context}
+        body = {"context": config.model.context, "activation": config.model.activation}
     else:
         body = {
             "cell": config.model.cell,
             "num_layers": config.model.num_layers,
             "layer_norm": config.model.layer_norm,
+            "activation": config.model.activation,
             "recurrent_init": nnx.initializers.orthogonal(
                 config.model.initial_radius if initial_radius is None else initial_radius
             ),
         }
-    if config.model.kind == "mlp" or config.model.cell == "elman":
-        body["activation"] = config.model.activation
-    return MODELS[config.model.kind](
+    model = MODELS[config.model.kind](
         vocab_size,
         config.model.num_hiddens,
         embed_dim=config.model.embed_dim,
         dropout=config.model.dropout,
         tie=config.model.tie,
         dtype=config.model.dtype,
-        rngs=nnx.Rngs(params=key),
+        rngs=nnx.Rngs(params=key, default=key),
         **body,
     )
+    if others := nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param))):
+        name = ".".join(map(str, others[0][0]))
+        raise UserError(
+            f"cell {config.model.cell!r} has a variable that is no parameter, {name}; training carries none from step "
+            "to step (dropout between the layers is config.model.dropout)"
+        )
+    return model
 
 
 def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus, *, named: Path | None = None) -> None:
@@ -141,6 +149,8 @@ def write_identity(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
     resolved["corpus"]["sha256"] = corpus.sha256
     if config.corpus.path:  # so that it is found from any folder
         resolved["corpus"]["path"] = os.path.abspath(os.path.expanduser(config.corpus.path))
+    if IMPORTED:  # no part of what the run is, but who reads it may need them
+        resolved["import"] = IMPORTED
     write_json(workdir / VOCABULARY, corpus.vocabulary.to_json())
     write_json(workdir / CONFIG, resolved)
     for over in (SUMMARY, DIVERGED):
@@ -183,6 +193,7 @@ def read_config(workdir: Path) -> tuple[ConfigDict, str]:
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir={workdir} holds no run ({CONFIG} is not there); train one with --config first")
     value = read_json(workdir / CONFIG)
+    value.pop("import", None)
     try:
         sha256 = value["corpus"].pop("sha256")
         return complete_config(value), sha256
@@ -190,7 +201,7 @@ def read_config(workdir: Path) -> tuple[ConfigDict, str]:
         raise UserError(f"{workdir / CONFIG} is not the config of a run; give another --workdir") from error
 
 
-def load(workdir: str | Path, *, mix: str = "none") -> tuple[LanguageModel, Vocabulary]:
+def load(workdir: str | Path, *, mix: Literal["none", "ngram"] = "none") -> tuple[LanguageModel, Vocabulary]:
     """A trained run: its model, with the weights of the best checkpoint by validation loss, and its vocabulary.
 
     With `mix="ngram"` the model is a `Mixture` of the network and the run's n-gram model. How much each of them counts
@@ -205,9 +216,20 @@ def load(workdir: str | Path, *, mix: str = "none") -> tuple[LanguageModel, Voca
         raise unknown_name("mix", mix, ("none", "ngram"))
     workdir = Path(workdir)
     config, _ = read_config(workdir)
+    check_cell_is_known(workdir, config)
     vocabulary = Vocabulary.from_json(read_json(workdir / VOCABULARY))
     model, _, _ = load_checkpoint(workdir, config, len(vocabulary))
     return (_mixture(workdir, model) if mix == "ngram" else model), vocabulary
+
+
+def check_cell_is_known(workdir: Path, config: ConfigDict) -> None:
+    """Raises UserError where a run's cell is one of somebody's own, whose module has not been imported."""
+    if config.model.kind == "rnn" and config.model.cell not in CELLS:
+        noted = read_json(workdir / CONFIG).get("import") or ["MODULE_OR_FILE"]
+        raise UserError(
+            f"--workdir={workdir} has a cell {config.model.cell!r} that is not registered; "
+            f"give {' '.join(f'--import={name}' for name in noted)}, which registers it"
+        )
 
 
 def _mixture(workdir: Path, network: LanguageModel) -> Mixture:

@@ -3,11 +3,16 @@ import shutil
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import rnn_lm
 from rnn_lm.errors import UserError
 from rnn_lm.inference.mixture import Mixture
+from rnn_lm.nn.cells import GRUCell
+from rnn_lm.nn.registry import CELLS
 from rnn_lm.training import run_folder as module
+from rnn_lm.training.config import complete_config
+from rnn_lm.training.run_folder import make_model
 
 
 @pytest.fixture
@@ -50,3 +55,14 @@ def test_what_cannot_be_mixed_is_said(workdir):
     (workdir / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="no validation text"):
         rnn_lm.load(workdir, mix="ngram")
+
+
+def test_a_cell_with_state_of_its_own_is_refused(monkeypatch):
+    class Dropping(GRUCell):
+        def __init__(self, *sizes, rngs, dtype, recurrent_init):
+            super().__init__(*sizes, rngs=rngs, dtype=dtype, recurrent_init=recurrent_init)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    monkeypatch.setitem(CELLS, "dropping", Dropping)
+    with pytest.raises(UserError, match="'dropping' has a variable that is no parameter, cell.drop.rngs"):
+        make_model(complete_config({"model": {"cell": "dropping"}}), 7)
