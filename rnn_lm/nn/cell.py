@@ -129,7 +129,7 @@ class Cell(nnx.RNNCellBase):
 
         Inputs are vectors where they have as many axes as the carry, and token ids where they have one fewer.
         """
-        carry = self.step(carry, self.project(as_inputs(carry, inputs, self.param_dtype)))
+        carry = self.step(carry, self.project(as_inputs(self, carry, inputs)))
         return carry, self.output(carry)
 
     def initialize_carry(
@@ -171,36 +171,48 @@ def standardized(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
 
 
-def are_ids(carry: Any, inputs: Shaped[Array, "..."], steps: int = 0) -> bool:
+def are_ids(cell: nnx.RNNCellBase, carry: Any, inputs: Shaped[Array, "..."], steps: int = 0) -> bool:
     """Whether inputs are token ids: they have one axis fewer than vectors beside this carry would have.
 
     `steps` is 1 where the inputs have a time axis in front. Cells that carry nothing go by the dtype.
     """
-    rank = min((jnp.ndim(leaf) for leaf in jax.tree.leaves(carry)), default=None)
-    if rank is None:
+    ranks = {jnp.ndim(leaf) for leaf in jax.tree.leaves(carry)}
+    if not ranks:
         return jnp.issubdtype(inputs.dtype, jnp.integer)
-    return inputs.ndim - steps < rank
+    if len(ranks) > 1 and isinstance(cell, Cell):  # a count beside h, for example
+        ranks = {jax.eval_shape(cell.output, carry).ndim}
+    return inputs.ndim - steps < min(ranks)
 
 
-def as_inputs(carry: Any, inputs: Shaped[Array, "..."], dtype: Dtype, steps: int = 0) -> Shaped[Array, "..."]:
-    """Inputs as `Cell.project` wants them: ids int32, whole numbers that are vectors of the dtype given.
+def as_inputs(cell: Cell, carry: Any, inputs: Shaped[Array, "..."], steps: int = 0) -> Shaped[Array, "..."]:
+    """Inputs as `Cell.project` wants them: ids int32, whole numbers that are vectors of the cell's `param_dtype`.
 
     Raises:
       TypeError: where ids are not whole numbers.
     """
     inputs = jnp.asarray(inputs)
     whole = jnp.issubdtype(inputs.dtype, jnp.integer)
-    if are_ids(carry, inputs, steps):
+    if are_ids(cell, carry, inputs, steps):
         if not whole:
             shape = list(inputs.shape)
             raise TypeError(f"inputs: expected vectors, or token ids that are integers; got {inputs.dtype} {shape}")
         return inputs.astype(jnp.int32)  # an int8 could not count a vocabulary
-    return inputs.astype(dtype) if whole or inputs.dtype == jnp.bool_ else inputs
+    return inputs.astype(cell.param_dtype) if whole or inputs.dtype == jnp.bool_ else inputs
 
 
 def overrides(cell: nnx.RNNCellBase, *methods: str) -> bool:
-    """Whether a cell, or its class, has methods of its own in place of some of this package's."""
-    return any(getattr(getattr(cell, name), "__module__", "").rpartition(".")[0] != "rnn_lm.nn" for name in methods)
+    """Whether a cell, or its class, has methods of its own in place of some of this package's.
+
+    A method is the package's where both the class that has it and the function are: the one may be patched, and
+    `functools.wraps` gives the other a borrowed name.
+    """
+
+    def is_ours(name: str) -> bool:
+        home = next(cls for cls in type(cell).__mro__ if name in vars(cls))
+        places = home.__module__, getattr(vars(home)[name], "__module__", "")
+        return name not in vars(cell) and all(place.startswith("rnn_lm.nn.") for place in places)
+
+    return not all(map(is_ours, methods))
 
 
 def is_hoisted(cell: nnx.RNNCellBase) -> bool:

@@ -23,7 +23,7 @@ def check_options(backward: Any, remat: Any, windowed: bool) -> None:
 def check_values(cell: nnx.RNNCellBase, carry: Any, inputs: Any, lengths: Any) -> None:
     """Raises ValueError where ids or lengths are out of range; what is traced cannot be looked at."""
     num_ids = getattr(cell, "in_features", None)
-    if num_ids is not None and isinstance(cell, Cell) and inputs.ndim and are_ids(carry, inputs, steps=1):
+    if num_ids is not None and isinstance(cell, Cell) and inputs.ndim and are_ids(cell, carry, inputs, steps=1):
         if (found := _outside(inputs, num_ids)) is not None:
             raise ValueError(f"inputs: expected ids from 0 to {num_ids - 1}; got {found.min()} to {found.max()}")
     if lengths is not None and inputs.ndim:
@@ -38,7 +38,7 @@ def check_shapes(cell: nnx.RNNCellBase, carry: Any, inputs: Array, lengths: Arra
     """
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs: expected at least one time step, [T, B, D] or ids [T, B]; got {described(inputs)}")
-    steps, ids = inputs.shape[0], are_ids(carry, inputs, steps=1)
+    steps, ids = inputs.shape[0], are_ids(cell, carry, inputs, steps=1)
     batch = inputs.shape[1:] if ids else inputs.shape[1 : inputs.ndim - cell.num_feature_axes]
     if isinstance(cell, Cell):
         size, dtype = cell.in_features, jnp.dtype(cell.param_dtype)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from rnn_lm.nn.cell import are_ids
 from rnn_lm.nn.truncation import scale_gradient
 
 # By name, all with a leading time axis; what is absent does not happen.
@@ -49,7 +48,7 @@ def without_padding(x: Array, controls: Controls) -> Array:
     return where(controls["valid"], x, jnp.zeros_like(x)) if "valid" in controls else x
 
 
-def initial_carry(cell: nnx.RNNCellBase, carry: Any, inputs: Array) -> Any:
+def initial_carry(cell: nnx.RNNCellBase, carry: Any, inputs: Array, ids: bool) -> Any:
     """What a reset brings back."""
-    ids = are_ids(carry, inputs, steps=1)
-    return cell.initialize_carry((*inputs.shape[1:], 1) if ids else inputs.shape[1:], nnx.Rngs(0))  # flax's want rngs
+    made = cell.initialize_carry((*inputs.shape[1:], 1) if ids else inputs.shape[1:], nnx.Rngs(0))  # flax's want rngs
+    return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(made))  # a plain pair is an LSTM's carry too

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from rnn_lm.nn import cpu
 from rnn_lm.nn.arrays import alike, divided_like
-from rnn_lm.nn.cell import Cell, as_inputs
+from rnn_lm.nn.cell import Cell, are_ids, as_inputs
 from rnn_lm.nn.checks import check_options, check_shapes, check_values, described
 from rnn_lm.nn.controls import Controls, controls_of, initial_carry, without_padding
 from rnn_lm.nn.fused import fused_scan, is_fused
@@ -29,7 +29,7 @@ def unroll(
     inputs: Shaped[ArrayLike, "T ..."] | Sequence[Any],
     *,
     truncation: Truncation | None = None,
-    lengths: Int[ArrayLike, "..."] | Sequence[int] | None = None,
+    lengths: Integer[ArrayLike, "..."] | Sequence[int] | None = None,
     resets: Bool[ArrayLike, "T ..."] | Sequence[Any] | None = None,
     reverse: bool = False,
     remat: int | Literal["sqrt"] | None = None,
@@ -80,24 +80,14 @@ def unroll(
     lowest = (cell.cells[0], carry[0]) if isinstance(cell, Stack) and isinstance(carry, tuple) else (cell, carry)
     check_values(*lowest, *given[:2])
     graphdef, state = nnx.split(cell)
-    run = _compiled if _is_hashable(graphdef) else _unroll
-    made, outputs, changed = run(
-        state, carry, given[0], given[1], given[2], key, truncation,
-        graphdef=graphdef, reverse=reverse, remat=remat, return_carries=return_carries, backward=backward,
-        with_machine_code=cpu.is_wanted(),
-    )  # fmt: skip
+    options: dict[str, Any] = {"reverse": reverse, "remat": remat, "return_carries": return_carries}
+    options |= {"backward": backward, "graphdef": graphdef, "with_machine_code": cpu.is_wanted()}
+    run: Any = _compiled if _is_hashable(graphdef) else _unroll
+    made, outputs, changed = run(state, carry, *given, key, truncation, **options)
     if changed:
         leaves, tree = jax.tree.flatten(state)
         nnx.update(cell, jax.tree.unflatten(tree, [changed.get(i, leaf) for i, leaf in enumerate(leaves)]))
     return made, outputs
-
-
-_STATIC = ("graphdef", "reverse", "remat", "return_carries", "backward", "with_machine_code")
-
-
-@partial(jax.jit, static_argnames=_STATIC)
-def _compiled(state: Any, *arguments: Any, **options: Any) -> tuple[Any, Array, dict[int, Array]]:
-    return _unroll(state, *arguments, **options)
 
 
 def _unroll(
@@ -122,6 +112,10 @@ def _unroll(
         cell, carry, inputs, lengths=lengths, resets=resets, key=key, truncation=truncation, **options
     )
     return made, outputs, changed_leaves(leaves, cell)
+
+
+_STATIC = ("graphdef", "reverse", "remat", "return_carries", "backward", "with_machine_code")
+_compiled = jax.jit(_unroll, static_argnames=_STATIC)
 
 
 def _is_hashable(graphdef: nnx.GraphDef) -> bool:
@@ -173,13 +167,14 @@ def _one(
 ) -> tuple[Any, Array]:
     """One layer, by one of the ways."""
     if isinstance(cell, Cell):
-        inputs = as_inputs(carry, inputs, cell.param_dtype, steps=1)
+        inputs = as_inputs(cell, carry, inputs, steps=1)
     batch_axes = check_shapes(cell, carry, inputs, lengths, resets)
     num_steps = inputs.shape[0]
     controls = controls_of(num_steps, lengths, resets)
     if truncation is not None and not isinstance(truncation, WindowTruncation):
         controls["passed"] = truncation.passed(num_steps, reverse=reverse)
-    initial = None if resets is None else initial_carry(cell, carry, inputs)
+    ids = are_ids(cell, carry, inputs, steps=1)
+    initial = None if resets is None else initial_carry(cell, carry, inputs, ids)
     carry, initial = divided_like((carry, initial), inputs, batch_axes)
     inputs, initial, controls = alike((without_padding(inputs, controls), initial, controls))
     way: Way = fused_scan if backward == "fused" and is_fused(cell, carry, inputs) else plain_scan

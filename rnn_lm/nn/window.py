@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from rnn_lm.nn.arrays import alike, divided_like, shifted
-from rnn_lm.nn.cell import Cell, as_inputs, is_hoisted, overrides
+from rnn_lm.nn.cell import Cell, are_ids, as_inputs, is_hoisted, overrides
 from rnn_lm.nn.controls import Controls, controls_of, enter, initial_carry, keep, where, without_padding
 from rnn_lm.nn.scan import changing_leaves, projections
 from rnn_lm.nn.stack import Stack
@@ -40,22 +40,24 @@ def with_window_gradient(
     first, *_ = stack.cells
     hoisted = is_hoisted(first)
     if isinstance(first, Cell):
-        inputs = as_inputs(carry[0], inputs, first.param_dtype, steps=1)
+        inputs = as_inputs(first, carry[0], inputs, steps=1)
     if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(carry)):
         raise ValueError("truncation: a WindowTruncation is for carries of floating-point numbers only")
     if changing_leaves(stack, carry, inputs[0]):
         raise ValueError("truncation: a WindowTruncation is not for cells that change their own state at each step")
     controls = controls_of(len(inputs), lengths, resets)
     inputs = without_padding(inputs, controls)
-    initial = None if resets is None else initial_carry(stack, carry, inputs)
+    ids = are_ids(first, carry[0], inputs, steps=1)
+    initial = None if resets is None else initial_carry(stack, carry, inputs, ids)
     carry, initial = divided_like((carry, initial), inputs, values[1].ndim - 2)
     is_learned = resets is not None and any(overrides(cell, "initialize_carry") for cell in stack.cells)
     # What dropout multiplies the inputs of the upper layers by.
-    factors = [
-        stack.drop(jnp.ones((*values[1].shape[:-1], below.hidden_features), values[1].dtype), layer, key)
-        for layer, below in enumerate(stack.cells[:-1], start=1)
-        if key is not None
-    ]
+    factors: list[Array] = []
+    x = inputs[0]
+    for layer, (below, state_below) in enumerate(zip(stack.cells[:-1], carry, strict=False), start=1):
+        x = jax.eval_shape(below, state_below, x)[1]
+        if key is not None:
+            factors.append(stack.drop(jnp.ones((len(inputs), *x.shape), x.dtype), layer, key))
 
     def step(
         params: Any, carry: tuple, x: Array, initial: Any, fixed: Any, control: Controls, factors: list[Array]

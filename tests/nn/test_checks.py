@@ -133,7 +133,9 @@ def test_no_sequences_are_no_error_with_remat_either(name, remat):
     assert unroll(cell, make_carry(cell, (0,)), make_inputs(b=0), remat=remat)[1].shape == (T, 0, H)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name", ["gru", *(pytest.param(n, marks=pytest.mark.slow) for n in ("elman", "lstm", "gru before", "lstm norm"))]
+)
 def test_jaxs_strict_modes(name):
     cell, x = make(name), make_inputs()
     carry, few = make_carry(cell), LENGTHS.astype(jnp.int8)

@@ -1,5 +1,6 @@
 """Cells of one's own: `unroll` is a loop over `cell(carry, x_t)`, whatever a class overrides."""
 
+import functools
 from functools import partial
 from typing import NamedTuple
 
@@ -165,7 +166,9 @@ def carry_of(cell):
     return jax.tree.map(lambda a: a + jnp.linspace(-0.5, 0.5, H) if a.dtype == jnp.float32 else a, carry)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(
+    "options", ["resets", *(pytest.param(o, marks=pytest.mark.slow) for o in ("nothing", "reverse"))]
+)
 @pytest.mark.parametrize("cls", FUSED + PLAIN)
 def test_whatever_a_cell_overrides_unroll_is_the_loop(cls, options):
     cell, x, options = make(cls), make_inputs(), OPTIONS[options]
@@ -199,6 +202,50 @@ def test_a_learned_initial_state_has_its_gradient_through_resets_in_windows_too(
         )
         assert np.abs(whole).max() > 0.1
         np.testing.assert_allclose(by_window, whole, rtol=1e-4, atol=1e-5)
+
+
+class Wrapped(ElmanCell):
+    """A method under a borrowed name."""
+
+    @functools.wraps(ElmanCell.step)
+    def step(self, carry, projected):
+        return 0.5 * carry + 0.5 * ElmanCell.step(self, carry, projected)
+
+
+def test_functools_wraps_hides_nothing():
+    cell, x = make(Wrapped), make_inputs()
+    assert_same(unroll(cell, make_carry(cell), x), loop(cell, make_carry(cell), x))
+    cell = make(GRUCell)
+    cell.gates = functools.wraps(cell.gates)(lambda *args, gates=cell.gates: 0.5 * gates(*args))
+    assert_same(unroll(cell, make_carry(cell), x), loop(cell, make_carry(cell), x))
+
+
+def test_ids_beside_a_carry_of_arrays_of_several_ranks():
+    cell, ids = make(Counting), jnp.zeros((T, B), jnp.int32)
+    carry = cell.initialize_carry((B, D))
+    assert_same(unroll(cell, carry, ids, resets=RESETS), loop(cell, carry, ids, resets=RESETS))
+
+
+class Narrow(ElmanCell):
+    """Shows fewer units than it has."""
+
+    def output(self, carry):
+        return carry[..., :2]
+
+    def recur(self, carry):
+        return self.product(carry, self.w_hh[...])
+
+
+def test_a_window_over_a_narrow_layer_has_the_dropout_masks_of_the_whole():
+    stack, x = Stack([make(Narrow), GRUCell(2, H, rngs=nnx.Rngs(1))], dropout=0.5), make_inputs()
+    carry = make_carry(stack)
+    gradients = [
+        jax.grad(loss_of(partial(unroll, truncation=truncation, key=jax.random.key(0)), stack))(
+            nnx.state(stack), carry, x
+        )
+        for truncation in (WindowTruncation(T), None)
+    ]
+    assert_same(*gradients)
 
 
 class Dropping(nnx.RNNCellBase):

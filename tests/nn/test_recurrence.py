@@ -68,7 +68,8 @@ def where(mask, x, y):
 
 def loop(cell, carry, x, *, lengths=None, resets=None, reverse=False, truncation=None):
     """The same in a loop over t and, for the rules of masks, over the sequences."""
-    initial, outputs = cell.initialize_carry((B, 1)), [None] * len(x)
+    initial = jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(cell.initialize_carry((B, 1))))
+    outputs = [None] * len(x)
     for t in range(len(x))[::-1] if reverse else range(len(x)):
         entered, seam = carry, t + reverse
         if truncation is not None and seam % truncation.steps == 0 and 0 < seam < len(x):
@@ -203,6 +204,17 @@ def test_token_ids_are_one_hot_vectors_that_nobody_makes(name):
     assert f"{T},{B},{D}]" not in text
 
 
+def scans(jaxpr):
+    """The scans of a jaxpr, and of what it calls, in order; of a choice between platforms those of the last."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+        elif equation.primitive.name == "cond":
+            yield from scans(equation.params["branches"][-1].jaxpr)
+        elif "jaxpr" in equation.params:
+            yield from scans(getattr(equation.params["jaxpr"], "jaxpr", equation.params["jaxpr"]))
+
+
 def dots_in_scans(jaxpr, inside=False):
     """Products inside the scans of a jaxpr, and outside of them; of a choice between platforms those of one."""
     count = np.zeros(2, int)
@@ -223,7 +235,7 @@ def test_each_direction_has_one_product_in_its_loop(name, adjoints):
     cell, ids = make_cell(name), jnp.zeros((T, B), jnp.int32)
     jaxpr = jax.make_jaxpr(jax.grad(loss_of(unroll, cell)))(nnx.state(cell), make_carry(cell), ids)
     assert list(dots_in_scans(jaxpr.jaxpr)) == [2, 1]  # forward and backward; dW_hh after the loop
-    back = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"][-1]
+    *_, back = scans(jaxpr.jaxpr)
     stacked = [v.aval.shape for v in back.outvars if v.aval.shape == (T, B, cell.num_gates * H)]
     assert len(stacked) == adjoints  # cells that add the two products stack one
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -23,7 +23,7 @@ _loaded: bool | None = None  # None: not tried yet
 
 def is_wanted() -> bool:
     """Whether programs that are traced now may call the library: asked each time, and cheap."""
-    return os.environ.get("RNN_LM_NATIVE") != "0" and _loaded is not False and shutil.which(_compiler()[0]) is not None
+    return os.environ.get("RNN_LM_NATIVE") != "0" and _loaded is not False and _is_there(*_compiler()[:1])
 
 
 def is_available() -> bool:
@@ -49,7 +49,7 @@ def _load(path: Path) -> bool:
 def build() -> Path | None:
     """The library's file, compiled (in about 4 seconds) if it is not there yet; None where that cannot be done."""
     compiler = _compiler()
-    if os.environ.get("RNN_LM_NATIVE") == "0" or shutil.which(compiler[0]) is None:
+    if os.environ.get("RNN_LM_NATIVE") == "0" or not _is_there(compiler[0]):
         return None
     run = partial(subprocess.run, check=True, capture_output=True, timeout=120)
     with _lock:
@@ -72,6 +72,11 @@ def build() -> Path | None:
 
 def _compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX") or "c++")
+
+
+@cache
+def _is_there(compiler: str) -> bool:
+    return shutil.which(compiler) is not None
 
 
 def _cpu() -> tuple[str, str]:
