@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rnn_lm.errors import UserError
 
-IMPORTED: list[str] = []  # as they were given; runs note them
+IMPORTED: list[str] = []  # names, and absolute paths; runs note them
 
 
 def import_module_or_file(name: str) -> None:
@@ -19,7 +19,8 @@ def import_module_or_file(name: str) -> None:
     """
     path = Path(name).expanduser()
     is_file = path.suffix == ".py" or path.is_file()
-    if name in IMPORTED:
+    noted = str(path.resolve()) if is_file else name
+    if noted in IMPORTED:
         return
     if is_file and not path.is_file():
         raise UserError(f"--import={name}: no such file")
@@ -34,7 +35,7 @@ def import_module_or_file(name: str) -> None:
     finally:
         if not is_file:
             sys.path.remove("")
-    IMPORTED.append(str(path.resolve()) if is_file else name)
+    IMPORTED.append(noted)
 
 
 def _run_file(path: Path) -> None:

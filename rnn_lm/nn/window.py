@@ -54,7 +54,7 @@ def with_window_gradient(
     # What dropout multiplies the inputs of the upper layers by.
     factors: list[Array] = []
     x = inputs[0]
-    for layer, (below, state_below) in enumerate(zip(stack.cells[:-1], carry, strict=False), start=1):
+    for layer, (below, state_below) in enumerate(zip(stack.cells[:-1], carry[:-1], strict=True), start=1):
         x = jax.eval_shape(below, state_below, x)[1]
         if key is not None:
             factors.append(stack.drop(jnp.ones((len(inputs), *x.shape), x.dtype), layer, key))
