@@ -66,7 +66,7 @@ def test_a_name_belongs_to_one_class_that_may_be_defined_again():
     assert register_cell("mine")(Mine) is Mine and CELLS["mine"] is Mine
     register_cell("mine")(again)
     assert CELLS["mine"] is again
-    with pytest.raises(ValueError, match="a cell 'mine' is registered already, .*Mine; take another name"):
+    with pytest.raises(ValueError, match="the name 'mine' already belongs to the cell .*Mine; choose another"):
         register_cell("mine")(ElmanCell)
 
 
@@ -78,4 +78,12 @@ def test_a_constructor_must_take_what_it_is_called_with():
     with pytest.raises(TypeError, match="Narrow: its constructor must take dtype, recurrent_init"):
         register_cell("narrow")(Narrow)
     assert "narrow" not in CELLS
+
+    class Any(GRUCell):
+        def __init__(self, in_features, hidden_features, **options):
+            super().__init__(in_features, hidden_features, **options)
+
+    assert takes(Any, "dtype") and takes(Any, "reset_after") and not takes(Any, "activation")
+    with pytest.raises(ValueError, match="the name 'lstm' already belongs to the cell LSTMCell"):
+        register_cell("lstm")(type("LSTMCell", (Any,), {}))
     assert takes(ElmanCell, "activation") and not takes(GRUCell, "activation")

@@ -47,7 +47,8 @@ class Cell(nnx.RNNCellBase):
       hidden_features: H.
       rngs: where the initial weights come from.
       dtype: what the matrix products are computed in; None is `param_dtype`.
-      param_dtype: of parameters, carry and output. Weights of fewer bits than float32 are drawn in it, then rounded.
+      param_dtype: of parameters, carry and output. For types narrower than float32, initial weights are drawn in
+        float32 and then rounded.
       kernel_init: of each gate's [D, H] part of `w_xh`: `glorot`, `uniform`, or any initializer.
       recurrent_init: of each gate's [H, H] part of `w_hh`: `orthogonal`, `identity`, or any initializer.
       bias_init: of each gate's [H] part of `b_h`.
@@ -174,12 +175,14 @@ def standardized(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
 def are_ids(cell: nnx.RNNCellBase, carry: Any, inputs: Shaped[Array, "..."], steps: int = 0) -> bool:
     """Whether inputs are token ids: they have one axis fewer than vectors beside this carry would have.
 
-    `steps` is 1 where the inputs have a time axis in front. Cells that carry nothing go by the dtype.
+    `steps` is 1 where the inputs have a time axis in front. Of a `Cell` the rank is that of its output; other cells'
+    floats are never ids. Cells that carry nothing go by the dtype.
     """
     ranks = {jnp.ndim(leaf) for leaf in jax.tree.leaves(carry)}
-    if not ranks:
-        return jnp.issubdtype(inputs.dtype, jnp.integer)
-    if len(ranks) > 1 and isinstance(cell, Cell):  # a count beside h, for example
+    whole = jnp.issubdtype(inputs.dtype, jnp.integer)
+    if not ranks or not (whole or isinstance(cell, Cell)):
+        return whole
+    if isinstance(cell, Cell) and (len(ranks) > 1 or overrides(cell, "output")):
         ranks = {jax.eval_shape(cell.output, carry).ndim}
     return inputs.ndim - steps < min(ranks)
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from rnn_lm.nn.cell import Cell, are_ids, overrides
+from rnn_lm.nn.cells import GRUCell, LSTMCell
 
 
 def check_options(backward: Any, remat: Any, windowed: bool) -> None:
@@ -45,7 +46,7 @@ def check_shapes(cell: nnx.RNNCellBase, carry: Any, inputs: Array, lengths: Arra
         if not ids and (inputs.ndim < 2 or inputs.shape[-1] != size or inputs.dtype != dtype):
             error = ValueError if inputs.dtype == dtype else TypeError
             raise error(f"inputs: expected {dtype} [T, B, {size}] or integer ids [T, B]; got {described(inputs)}")
-        expected = jax.eval_shape(lambda: cell.initialize_carry((*batch, size)))
+        expected = jax.eval_shape(lambda: cell.initialize_carry((*batch, size), nnx.Rngs(0)))
         if _kinds(carry) != _kinds(expected):
             raise ValueError(
                 f"carry: expected {described(expected)}, as initialize_carry makes it; got {described(carry)}"
@@ -64,15 +65,19 @@ def check_parameters(cell: Cell) -> None:
     """Raises ValueError where a parameter that a method of this package reads has not the shape that it counts on."""
     D, H, GH = cell.in_features, cell.hidden_features, cell.num_gates * cell.hidden_features
     expected: dict[str, tuple[tuple[int, ...], str]] = {}
+    if overrides(cell, "__call__"):
+        return
     if not overrides(cell, "project"):
         expected |= {"w_xh": ((D, GH), "[D, G·H]"), "b_h": ((GH,), "[G·H]"), "scale_x": ((GH,), "[G·H]")}
     if not overrides(cell, "recur", "output", "step"):
         expected |= {"w_hh": ((H, GH), "[H, G·H]")}
     if not overrides(cell, "gates", "step"):
-        expected |= {"scale_h": ((GH,), "[G·H]")} | {name: ((H,), "[H]") for name in ("b_hn", "scale_c", "b_c")}
+        own: dict[type, list[str]] = {GRUCell: ["b_hn"], LSTMCell: ["scale_c", "b_c"]}
+        names = [name for cls, names in own.items() if isinstance(cell, cls) for name in names]
+        expected |= {"scale_h": ((GH,), "[G·H]")} | {name: ((H,), "[H]") for name in names}
     for name, (shape, letters) in expected.items():
         parameter = getattr(cell, name, None)
-        if parameter is not None and parameter.shape != shape:
+        if isinstance(parameter, nnx.Variable) and parameter.shape != shape:
             raise ValueError(f"{name}: expected {letters} = {list(shape)}; got {list(parameter.shape)}")
 
 

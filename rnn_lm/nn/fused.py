@@ -16,6 +16,7 @@ from jaxtyping import Array
 from rnn_lm.nn import cpu
 from rnn_lm.nn.arrays import product, shifted, summed_product
 from rnn_lm.nn.cell import is_hoisted, overrides
+from rnn_lm.nn.cells import GRUCell
 from rnn_lm.nn.controls import Controls, enter, keep
 from rnn_lm.nn.scan import changing_leaves, projections
 
@@ -25,7 +26,7 @@ def is_fused(cell: Any, carry: Any, inputs: Array) -> bool:
     return (
         is_hoisted(cell)
         and not overrides(cell, "step", "recur", "product")
-        and getattr(cell, "reset_after", True)  # of a GRU; before the product, it takes two
+        and not (isinstance(cell, GRUCell) and not cell.reset_after)  # before the product, it takes two
         and all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(carry))
         and not changing_leaves(cell, carry, inputs[0])
     )

@@ -12,12 +12,12 @@ from flax.nnx import initializers
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int
 
-from rnn_lm.nn.arrays import along_last, product
+from rnn_lm.nn.arrays import along_last, product, rows_of
 from rnn_lm.nn.cell import glorot, orthogonal, show_signature, zeros
 from rnn_lm.nn.cells import ACTIVATIONS
 from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.recurrence import unroll
-from rnn_lm.nn.registry import cell_class, takes
+from rnn_lm.nn.registry import cell_class, check_constructor, takes
 from rnn_lm.nn.stack import Stack, dropout_rate, dropped, states_by_letter
 from rnn_lm.nn.truncation import Truncation
 
@@ -171,6 +171,7 @@ class RNNLM(NeuralLM):
         bias_init: Initializer = zeros,
     ):
         make: Any = cell if isinstance(cell, type) else cell_class(cell)
+        check_constructor(make)
         optional = {
             "layer_norm": (layer_norm, False),
             "activation": (activation, "tanh"),
@@ -220,7 +221,7 @@ class RNNLM(NeuralLM):
         remat: int | Literal["sqrt"] | None = None,
     ) -> tuple[Any, Float[Array, "T B H"]]:
         """Token ids → the state after the last of them (or after each, stacked), and every hidden state H_t."""
-        inputs = tokens if self.embedding is None else self.embedding[tokens]
+        inputs = tokens if self.embedding is None else rows_of(self.embedding[...], tokens)
         options: dict[str, Any] = {"truncation": truncation, "remat": remat, "return_carries": return_carries}
         carry, h = unroll(self.cell, carry, inputs, key=key, **options)
         if key is not None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from rnn_lm.nn import cpu
 from rnn_lm.nn.arrays import alike, divided_like
-from rnn_lm.nn.cell import Cell, are_ids, as_inputs
+from rnn_lm.nn.cell import Cell, are_ids, as_inputs, overrides
 from rnn_lm.nn.checks import check_options, check_shapes, check_values, described
 from rnn_lm.nn.controls import Controls, controls_of, initial_carry, without_padding
 from rnn_lm.nn.fused import fused_scan, is_fused
@@ -77,7 +77,8 @@ def unroll(
     """
     given: list[Any] = [None if x is None else jnp.asarray(x) for x in (inputs, lengths, resets)]
     check_options(backward, remat, _is_windowed(truncation, given[0]))
-    lowest = (cell.cells[0], carry[0]) if isinstance(cell, Stack) and isinstance(carry, tuple) else (cell, carry)
+    of_layers = isinstance(cell, Stack) and isinstance(carry, tuple) and len(carry) > 0
+    lowest = (cell.cells[0], carry[0]) if of_layers else (cell, carry)  # type: ignore[attr-defined]
     check_values(*lowest, *given[:2])
     graphdef, state = nnx.split(cell)
     options: dict[str, Any] = {"reverse": reverse, "remat": remat, "return_carries": return_carries}
@@ -127,6 +128,11 @@ def _is_hashable(graphdef: nnx.GraphDef) -> bool:
     return True
 
 
+def _has_layers(cell: Any) -> bool:
+    """Whether it is a stack whose layers run one after the other; one that has its own way to run them is a cell."""
+    return isinstance(cell, Stack) and not overrides(cell, "__call__", "run_layers", "drop")
+
+
 def _is_windowed(truncation: Truncation | None, inputs: Array) -> bool:
     """Of more steps than there are, a window is no truncation."""
     return isinstance(truncation, WindowTruncation) and inputs.ndim > 0 and truncation.steps <= inputs.shape[0]
@@ -135,17 +141,17 @@ def _is_windowed(truncation: Truncation | None, inputs: Array) -> bool:
 def _windowed(cell: Any, carry: Any, inputs: Array, *, truncation: Any, **options: Any) -> tuple[Any, Array]:
     """All layers at once: their values as ever, and a gradient of its own."""
     return_carries, reverse = options.pop("return_carries"), options["reverse"]
-    stack, carry = (cell, carry) if isinstance(cell, Stack) else (Stack([cell]), (carry,))
+    stack, carry = (cell, carry) if _has_layers(cell) else (Stack([cell]), (carry,))
     values = _layered(stack, carry, inputs, truncation=None, return_carries=True, **options)
     of_gradient = {name: options[name] for name in ("lengths", "resets", "reverse", "key")}
     carries, outputs = with_window_gradient(stack, truncation.steps, carry, inputs, values, **of_gradient)
-    carries = carries if isinstance(cell, Stack) else carries[0]
+    carries = carries if _has_layers(cell) else carries[0]
     return (carries if return_carries else jax.tree.map(lambda c: c[0 if reverse else -1], carries)), outputs
 
 
 def _layered(cell: Any, carry: Any, inputs: Array, *, key: Array | None, **options: Any) -> tuple[Any, Array]:
     """One layer after the other."""
-    if not isinstance(cell, Stack):
+    if not _has_layers(cell):
         return _one(cell, carry, inputs, **options)
     if not isinstance(carry, tuple) or len(carry) != len(cell.cells):
         raise ValueError(f"carry: expected a tuple of {len(cell.cells)} carries, one a layer; got {described(carry)}")

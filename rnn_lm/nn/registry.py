@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 CELLS: dict[str, type] = {}
-# What a cell's constructor is called with, and what only where its signature has it.
-REQUIRED = ("in_features", "hidden_features", "rngs", "dtype", "recurrent_init")
+_BUILT_IN = {"elman": "ElmanCell", "gru": "GRUCell", "lstm": "LSTMCell"}  # whose module may not be loaded yet
+# What a cell's constructor is called with beside in_features and hidden_features, and what only where it takes it.
+REQUIRED = ("rngs", "dtype", "recurrent_init")
 OPTIONAL = ("activation", "layer_norm")
 Class = TypeVar("Class", bound=type)
 
@@ -27,20 +28,30 @@ def register_cell(name: str) -> Callable[[Class], Class]:
     """
 
     def register(cls: Class) -> Class:
-        if name in CELLS and CELLS[name].__qualname__ != cls.__qualname__:
-            raise ValueError(f"a cell {name!r} is registered already, {CELLS[name].__qualname__}; take another name")
-        if missing := [option for option in REQUIRED if not takes(cls, option)]:
-            raise TypeError(f"{cls.__qualname__}: its constructor must take {', '.join(missing)}")
+        owner = _BUILT_IN.get(name) or (CELLS[name].__qualname__ if name in CELLS else cls.__qualname__)
+        if owner != cls.__qualname__ or (name in _BUILT_IN and cls.__module__ != "rnn_lm.nn.cells"):
+            raise ValueError(f"the name {name!r} already belongs to the cell {owner}; choose another")
+        check_constructor(cls)
         CELLS[name] = cls
         return cls
 
     return register
 
 
+def check_constructor(cls: type) -> None:
+    """Raises TypeError where a language model could not make cells of this class."""
+    if missing := [option for option in REQUIRED if not takes(cls, option)]:
+        raise TypeError(f"{cls.__qualname__}: its constructor must take {', '.join(missing)}")
+
+
 def takes(cls: type, option: str) -> bool:
-    """Whether a class's constructor has a parameter of that name, or takes any."""
-    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    return option in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    """Whether a class's constructor has a parameter of that name; one that takes any hands them to its parents'."""
+    for parent in cls.__mro__:
+        if "__init__" in vars(parent):
+            parameters = inspect.signature(vars(parent)["__init__"]).parameters
+            if option in parameters or not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                return option in parameters
+    return False
 
 
 def cell_class(name: str) -> Any:

@@ -52,11 +52,13 @@ def plain_scan(
 
 def projections(cell: Any, inputs: Array) -> Array:
     """`project` of all time steps at once; one of the user's own sees one step at a time, as in a loop."""
-    return jax.vmap(cell.project)(inputs) if overrides(cell, "project") else cell.project(inputs)
+    return (
+        jax.vmap(cell.project)(inputs) if overrides(cell, "project", "product", "_normalized") else cell.project(inputs)
+    )
 
 
 def changing_leaves(cell: nnx.RNNCellBase, carry: Any, x: Array) -> list[int]:
-    """Which leaves of a cell's state a step changes; none, where it has parameters only."""
+    """Which leaves of a cell's state a step changes; parameters stay as they are."""
     if not nnx.to_flat_state(nnx.state(cell, nnx.Not(nnx.Param))):
         return []
     graphdef, state = nnx.split(cell)

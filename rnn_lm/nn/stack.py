@@ -81,10 +81,14 @@ def states_by_letter(cell: nnx.RNNCellBase, carry: Any) -> dict[str, list[Array]
     layers = list(zip(cell.cells, carry, strict=True)) if isinstance(cell, Stack) else [(cell, carry)]
     letters: dict[str, list[Array]] = {"h": []}
     for of_layer, state in layers:
-        state = LSTMState(*state) if isinstance(of_layer, LSTMCell) else state
+        state = LSTMState(*state) if isinstance(of_layer, LSTMCell) and len(state) == 2 else state
+        leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        rank = max(leaf.ndim for leaf in leaves)
         fields = state._asdict() if hasattr(state, "h") and hasattr(state, "_asdict") else {}
-        for letter, array in (fields or {"h": jnp.concatenate(jax.tree.leaves(state), axis=-1)}).items():
-            letters.setdefault(letter, []).append(array)
+        fields = fields or {"h": jnp.concatenate([leaf for leaf in leaves if leaf.ndim == rank], axis=-1)}
+        for letter, array in fields.items():
+            if jnp.issubdtype(array.dtype, jnp.floating) and array.ndim == rank:
+                letters.setdefault(letter, []).append(array)
     return letters
 
 

@@ -47,8 +47,8 @@ class WindowTruncation:
     """The loss of step t differentiates through the steps t − steps + 1 to t; the state before them is a constant.
 
     A step past the end of a sequence is none. In a stack the steps are those of all layers together. The gradient
-    takes `steps` times as long as that of the whole window. Of as many steps as there are it still keeps the loss of
-    the last step from the state before the first; of more it is the whole gradient.
+    takes `steps` times as long as that of the whole window. With `steps` = T, the loss of the last step still sends no
+    gradient to the initial carry; with `steps` > T, this is the full gradient.
     """
 
     steps: int

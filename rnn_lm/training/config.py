@@ -272,7 +272,7 @@ def _check_cell(config: ConfigDict) -> None:
             import rnn_lm.nn.cells  # noqa: F401 — jax: only where it must be known what its cells take
 
             if not takes(cell_class(config.model.cell), option):
-                raise UserError(f"config.model.{option} is not of the {config.model.cell} cell; leave it out")
+                raise UserError(f"the {config.model.cell} cell has no option {option}; leave out config.model.{option}")
 
 
 def _check_truncation(config: ConfigDict) -> None:

@@ -83,8 +83,8 @@ def make_model(
     if others := nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param))):
         name = ".".join(map(str, others[0][0]))
         raise UserError(
-            f"cell {config.model.cell!r} has a variable that is no parameter, {name}; training carries none from step "
-            "to step (dropout between the layers is config.model.dropout)"
+            f"cell {config.model.cell!r} keeps state in {name}, which is no nnx.Param; training keeps only those from "
+            "step to step (dropout between the layers is config.model.dropout)"
         )
     return model
 

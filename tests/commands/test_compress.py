@@ -22,6 +22,7 @@ def given(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_one_process_packs_and_another_unpacks(run_folder, given, tmp_path):
     """Compiled twice, and as users compile it."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

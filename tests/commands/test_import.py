@@ -108,4 +108,4 @@ def test_without_its_file_one_line_says_which_one_is_missing(own, folder):
 
 def test_options_that_it_does_not_take_are_refused(own):
     code, _, err = own(*TRAIN, "--config.model.layer_norm=true")
-    assert code == 2 and "config.model.layer_norm is not of the mgu cell; leave it out" in err
+    assert code == 2 and "the mgu cell has no option layer_norm; leave out config.model.layer_norm" in err

@@ -96,6 +96,7 @@ def test_a_sweep_may_be_in_the_folder_that_one_is_in(swept, flags, cli, tmp_path
     assert code == 0 and "--workdir=../here-best" in out
 
 
+@pytest.mark.slow
 def test_killed_on_two_cores_and_started_again_it_has_the_bits_of_one(swept, flags, tmp_path):
     """In a process of its own, where each core is a device; killed once a member is over."""
     workdir = tmp_path / "killed"

@@ -70,6 +70,7 @@ def header_size(archive):
         st.lists(st.sampled_from([b"the ", b"sea\n", "ü".encode(), "漢".encode(), b"\xe6\xbc", b"\x80"])).map(b"".join),
     )
 )
+@pytest.mark.slow
 def test_any_file_comes_back(model, data):
     archive, _ = packed(model, LETTERS, data, verify=False)
     assert unpacked(model, LETTERS, archive) == data

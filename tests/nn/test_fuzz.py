@@ -59,6 +59,7 @@ def with_an_error(monkeypatch):
     monkeypatch.setattr(fuzz, "unroll", lambda *_, **__: 1 / 0)
 
 
+@pytest.mark.slow  # it clears what other tests have compiled
 @pytest.mark.parametrize("broken", [without_masks, with_less_gradient, with_a_small_error, with_an_error])
 def test_what_is_broken_is_reported(broken, monkeypatch, capsys):
     arguments = [f"--case={one_case()}"]

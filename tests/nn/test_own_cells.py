@@ -248,6 +248,76 @@ def test_a_window_over_a_narrow_layer_has_the_dropout_masks_of_the_whole():
     assert_same(*gradients)
 
 
+class Residual(Stack):
+    """A stack with a way of its own to run its layers."""
+
+    def __call__(self, carry, inputs):
+        carries, x = [], inputs
+        for cell, state in zip(self.cells, carry, strict=True):
+            state, y = cell(state, x)
+            carries.append(state)
+            x = x + y
+        return tuple(carries), x
+
+
+def test_a_stack_of_ones_own_is_a_loop_too():
+    stack, x = Residual([GRUCell(H, H, rngs=nnx.Rngs(0)), Gated(H, H, rngs=nnx.Rngs(1))]), make_inputs(d=H)
+    args = nnx.state(stack), make_carry(stack), x
+    ways = [unroll, loop, partial(unroll, truncation=WindowTruncation(T))]
+    whole, looped, window = (jax.value_and_grad(loss_of(way, stack), argnums=(0, 2))(*args) for way in ways)
+    assert_same(whole, looped)
+    assert_same(window, looped)
+
+
+class Quantising(ElmanCell):
+    """A product whose scale is that of all that is multiplied at once."""
+
+    def product(self, x, w):
+        scale = jnp.abs(x).max()
+        return super().product(jnp.round(x / scale * 7) * scale / 7, w)
+
+
+class OwnWeights(ElmanCell):
+    """Parameters of other shapes under the names that the package's methods read."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.w_xh = nnx.Param(jnp.ones((sum(sizes), sizes[1])) / 9)
+        self.b_c = nnx.Param(jnp.ones(2))
+
+    def __call__(self, carry, inputs):
+        carry = jnp.tanh(jnp.concatenate([inputs, carry], axis=-1) @ self.w_xh[...])
+        return carry, carry
+
+
+class Matrix(nnx.RNNCellBase):
+    """Linear attention: the state is a matrix."""
+
+    num_feature_axes = 1
+    hidden_features = H
+
+    def __init__(self, *sizes, rngs):
+        self.w = nnx.Param(jax.random.normal(rngs.params(), (sizes[0], H)))
+
+    def __call__(self, carry, inputs):
+        h = inputs @ self.w[...]
+        carry = 0.9 * carry + h[..., :, None] * h[..., None, :]
+        return carry, (carry @ h[..., None])[..., 0]
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        return jnp.zeros((*input_shape[:-1], H, H))
+
+
+@pytest.mark.parametrize("cls", [Quantising, OwnWeights, Matrix])
+def test_other_cells_that_are_loops_too(cls):
+    cell, x = make(cls), make_inputs()
+    carry = cell.initialize_carry((B, D)) + 0.1
+    assert_same(unroll(cell, carry, x), loop(cell, carry, x))
+    if cls is Matrix:
+        options = {"lengths": LENGTHS, "resets": RESETS}
+        assert_same(unroll(cell, carry, x, **options), loop(cell, carry, x, **options))
+
+
 class Dropping(nnx.RNNCellBase):
     """Draws anew at each step, and counts steps."""
 

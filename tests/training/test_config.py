@@ -145,7 +145,7 @@ def test_tbptt_carries_the_state():
 
 def test_an_activation_is_of_the_elman_cell_only():
     config = complete_config({"model": {"cell": "gru", "activation": "relu"}})
-    with pytest.raises(UserError, match="config.model.activation is not of the gru cell; leave it out"):
+    with pytest.raises(UserError, match="the gru cell has no option activation; leave out config.model.activation"):
         check_config(config)
 
 

@@ -64,5 +64,5 @@ def test_a_cell_with_state_of_its_own_is_refused(monkeypatch):
             self.drop = nnx.Dropout(0.5, rngs=rngs)
 
     monkeypatch.setitem(CELLS, "dropping", Dropping)
-    with pytest.raises(UserError, match="'dropping' has a variable that is no parameter, cell.drop.rngs"):
+    with pytest.raises(UserError, match="'dropping' keeps state in cell.drop.rngs"):
         make_model(complete_config({"model": {"cell": "dropping"}}), 7)
