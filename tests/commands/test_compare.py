@@ -17,6 +17,8 @@ from rnn_lm.inference.evaluate import evaluate
 from rnn_lm.ngram import NGramLM
 from rnn_lm.training.run_folder import read_config
 
+pytestmark = pytest.mark.slow  # four networks are trained
+
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory, text_file):
