@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from unittest.mock import ANY
 
 import numpy as np
@@ -44,12 +45,15 @@ def assert_same_run(a, b):
 
 
 def stop_at(monkeypatch, step, signum=signal.SIGTERM):
-    """Sends this process a signal once a dispatch has passed `step`."""
+    """Sends this process a signal once a dispatch has passed `step`, and waits until the main thread has noted it."""
     original, sent = module.Trainer._handle, []
 
     def handle(self, start, until, report, launched, size):
         if until >= step and not sent:
+            noting, deadline = signal.getsignal(signum), time.monotonic() + 10
             sent.append(os.kill(os.getpid(), signum))
+            while signal.getsignal(signum) is noting and time.monotonic() < deadline:
+                time.sleep(0.01)  # a thread that trains could be done with a short run before
         return original(self, start, until, report, launched, size)
 
     monkeypatch.setattr(module.Trainer, "_handle", handle)
