@@ -33,7 +33,7 @@ class Batches:
     """
 
     rows: Int[Array, "R S"] | Any  # Any: what JAX puts in its place when it describes a program
-    seed: int | Int[Array, ""] | Any
+    seed: Int[Array, ""] | Any
     batch_size: int = field(metadata={"static": True})
     segment_length: int = field(metadata={"static": True})
     partition: str = field(metadata={"static": True})
@@ -65,7 +65,7 @@ class Batches:
             )
         whole_rows = (len(ids) - 1) // stride  # the last label of the last window needs one token more
         rows = np.asarray(ids[: whole_rows * stride], np.int32).reshape(-1, stride)
-        return cls(jnp.asarray(rows), seed, batch_size, segment_length, partition)
+        return cls(jnp.asarray(rows), jnp.int32(seed), batch_size, segment_length, partition)
 
     @property
     def stride(self) -> int:

@@ -19,7 +19,7 @@ from rnn_lm.nn.controls import Controls, controls_of, initial_carry, without_pad
 from rnn_lm.nn.fused import fused_scan, is_fused
 from rnn_lm.nn.scan import Way, changed_leaves, changing_leaves, in_blocks, plain_scan
 from rnn_lm.nn.stack import Stack
-from rnn_lm.nn.truncation import Truncation, WindowTruncation
+from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
 from rnn_lm.nn.window import with_window_gradient
 
 
@@ -108,10 +108,13 @@ def _unroll(
     del with_machine_code  # looked at again where it counts; a static argument, so that it is traced anew
     state, carry, inputs, lengths, resets = alike((state, carry, inputs, lengths, resets))
     leaves, cell = jax.tree.leaves(state), nnx.merge(graphdef, state)
-    unroll_all = _windowed if _is_windowed(truncation, inputs) else _layered
-    made, outputs = unroll_all(
-        cell, carry, inputs, lengths=lengths, resets=resets, key=key, truncation=truncation, **options
-    )
+    options |= {"lengths": lengths, "resets": resets, "key": key}
+    if _is_windowed(truncation, inputs):
+        made, outputs = _windowed(cell, carry, inputs, steps=truncation.steps, **options)
+    else:
+        cuts = isinstance(truncation, SegmentTruncation | RandomizedTruncation)  # once: all layers share the draw
+        passed = truncation.passed(len(inputs), reverse=options["reverse"]) if cuts else None
+        made, outputs = _layered(cell, carry, inputs, passed=passed, **options)
     return made, outputs, changed_leaves(leaves, cell)
 
 
@@ -138,13 +141,13 @@ def _is_windowed(truncation: Truncation | None, inputs: Array) -> bool:
     return isinstance(truncation, WindowTruncation) and inputs.ndim > 0 and truncation.steps <= inputs.shape[0]
 
 
-def _windowed(cell: Any, carry: Any, inputs: Array, *, truncation: Any, **options: Any) -> tuple[Any, Array]:
+def _windowed(cell: Any, carry: Any, inputs: Array, *, steps: int, **options: Any) -> tuple[Any, Array]:
     """All layers at once: their values as ever, and a gradient of its own."""
     return_carries, reverse = options.pop("return_carries"), options["reverse"]
     stack, carry = (cell, carry) if _has_layers(cell) else (Stack([cell]), (carry,))
-    values = _layered(stack, carry, inputs, truncation=None, return_carries=True, **options)
+    values = _layered(stack, carry, inputs, passed=None, return_carries=True, **options)
     of_gradient = {name: options[name] for name in ("lengths", "resets", "reverse", "key")}
-    carries, outputs = with_window_gradient(stack, truncation.steps, carry, inputs, values, **of_gradient)
+    carries, outputs = with_window_gradient(stack, steps, carry, inputs, values, **of_gradient)
     carries = carries if _has_layers(cell) else carries[0]
     return (carries if return_carries else jax.tree.map(lambda c: c[0 if reverse else -1], carries)), outputs
 
@@ -163,7 +166,7 @@ def _one(
     carry: Any,
     inputs: Array,
     *,
-    truncation: Truncation | None,
+    passed: Array | None,
     lengths: Array | None,
     resets: Array | None,
     reverse: bool,
@@ -177,8 +180,8 @@ def _one(
     batch_axes = check_shapes(cell, carry, inputs, lengths, resets)
     num_steps = inputs.shape[0]
     controls = controls_of(num_steps, lengths, resets)
-    if truncation is not None and not isinstance(truncation, WindowTruncation):
-        controls["passed"] = truncation.passed(num_steps, reverse=reverse)
+    if passed is not None:
+        controls["passed"] = passed
     ids = are_ids(cell, carry, inputs, steps=1)
     initial = None if resets is None else initial_carry(cell, carry, inputs, ids)
     carry, initial = divided_like((carry, initial), inputs, batch_axes)

@@ -210,9 +210,11 @@ class Trainer:
         options = {"keys": self._together([run.keys() for run in runs]), **static}
         if self._side_by_side:
             seeds = jnp.array([run.config.seed for run in runs], jnp.int32)
-            self._dispatch = partial(train_steps_side_by_side, batches=batches, seeds=seeds, **options)
+            self._steps_until = partial(train_steps_side_by_side, batches=batches, seeds=seeds, **options)
         else:
-            self._dispatch = partial(train_steps, batches=replace(batches, seed=self.config.seed), **options)
+            self._steps_until = partial(
+                train_steps, batches=replace(batches, seed=jnp.int32(self.config.seed)), **options
+            )
         self._freeze()
         self.seconds_to_first_step: float | None = None
         self._steps, self._seconds = 0, 0.0  # of dispatches after the first, which compiles
@@ -231,7 +233,7 @@ class Trainer:
             while step < config.steps and any(self._going(run) for run in self.runs):
                 start, step = step, min(step + size, *self._events_after(step), config.steps)
                 launched = time.perf_counter()
-                self.state, report = self._dispatch(self.state, jnp.int32(step), numbers=self._numbers())
+                report = self.dispatch(step)
                 if self._due(step, config.log_every):
                     self._forget_means(step)
                 if previous is not None:
@@ -250,6 +252,12 @@ class Trainer:
                     self._freeze()
                     if stopping:
                         return
+
+    def dispatch(self, until: int) -> Any:
+        """Has the device take the steps up to number `until`. Returns their report, which it may still be writing."""
+        step, numbers = jax.device_put((np.int32(until), self._numbers()))
+        self.state, report = self._steps_until(self.state, step, numbers=numbers)
+        return report
 
     def close(self) -> None:
         """Waits for the files that are still being written."""
@@ -289,11 +297,11 @@ class Trainer:
         """One run's part of it."""
         return jax.tree.map(lambda lanes: lanes[lane], tree) if self._side_by_side else tree
 
-    def _numbers(self) -> dict[str, jax.Array]:
+    def _numbers(self) -> dict[str, np.ndarray]:
         """The hyper-parameters that are arguments of the compiled step, as they are now."""
         numbers = [run.numbers() for run in self.runs]
         lanes = {name: np.array([its[name] for its in numbers], np.float32) for name in numbers[0]}
-        return {name: jnp.asarray(values if self._side_by_side else values[0]) for name, values in lanes.items()}
+        return {name: values if self._side_by_side else values[0] for name, values in lanes.items()}
 
     def _freeze(self) -> None:
         """Stops the lanes of runs that are over."""
