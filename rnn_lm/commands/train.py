@@ -8,21 +8,27 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from absl import flags as absl_flags
+
 from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
 from rnn_lm.plugins import IMPORTED
 
 
 def define_flags(flags: FlagValues) -> None:
     define_config_flags(flags, "the run's folder; runs/NAME")
+    about = "a folder for a trace of a few training steps, which are taken first and for it alone: where the time goes"
+    absl_flags.DEFINE_string("profile", "", about, flag_values=flags)
 
 
 def run(flags: FlagValues) -> str:
     config = config_of(flags)
     workdir = Path(flags.workdir or Path("runs") / Path(flags.config).stem)
+    if flags.profile:
+        Path(flags.profile).mkdir(parents=True, exist_ok=True)  # now, so that a mistake leaves nothing behind
 
     from rnn_lm.training.loop import train
 
-    return describe(train(config, workdir), workdir)
+    return describe(train(config, workdir, profile=flags.profile), workdir)
 
 
 def describe(summary: dict[str, Any], workdir: Path) -> str:

@@ -221,7 +221,8 @@ class RNNLM(NeuralLM):
         remat: int | Literal["sqrt"] | None = None,
     ) -> tuple[Any, Float[Array, "T B H"]]:
         """Token ids → the state after the last of them (or after each, stacked), and every hidden state H_t."""
-        inputs = tokens if self.embedding is None else rows_of(self.embedding[...], tokens)
+        with jax.named_scope("gather"):
+            inputs = tokens if self.embedding is None else rows_of(self.embedding[...], tokens)
         options: dict[str, Any] = {"truncation": truncation, "remat": remat, "return_carries": return_carries}
         carry, h = unroll(self.cell, carry, inputs, key=key, **options)
         if key is not None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,8 @@ def unroll(
     options: dict[str, Any] = {"reverse": reverse, "remat": remat, "return_carries": return_carries}
     options |= {"backward": backward, "graphdef": graphdef, "with_machine_code": cpu.is_wanted()}
     run: Any = _compiled if _is_hashable(graphdef) else _unroll
-    made, outputs, changed = run(state, carry, *given, key, truncation, **options)
+    with jax.named_scope("recurrence"):
+        made, outputs, changed = run(state, carry, *given, key, truncation, **options)
     if changed:
         leaves, tree = jax.tree.flatten(state)
         nnx.update(cell, jax.tree.unflatten(tree, [changed.get(i, leaf) for i, leaf in enumerate(leaves)]))
@@ -108,12 +109,13 @@ def _unroll(
     del with_machine_code  # looked at again where it counts; a static argument, so that it is traced anew
     state, carry, inputs, lengths, resets = alike((state, carry, inputs, lengths, resets))
     leaves, cell = jax.tree.leaves(state), nnx.merge(graphdef, state)
-    options |= {"lengths": lengths, "resets": resets, "key": key}
+    options = {"lengths": lengths, "resets": resets, "key": key, **options}
     if _is_windowed(truncation, inputs):
         made, outputs = _windowed(cell, carry, inputs, steps=truncation.steps, **options)
     else:
-        cuts = isinstance(truncation, SegmentTruncation | RandomizedTruncation)  # once: all layers share the draw
-        passed = truncation.passed(len(inputs), reverse=options["reverse"]) if cuts else None
+        passed = None
+        if isinstance(truncation, SegmentTruncation | RandomizedTruncation):
+            passed = truncation.passed(len(inputs), reverse=options["reverse"])  # once: all layers share the draw
         made, outputs = _layered(cell, carry, inputs, passed=passed, **options)
     return made, outputs, changed_leaves(leaves, cell)
 
@@ -136,7 +138,7 @@ def _has_layers(cell: Any) -> bool:
     return isinstance(cell, Stack) and not overrides(cell, "__call__", "run_layers", "drop")
 
 
-def _is_windowed(truncation: Truncation | None, inputs: Array) -> bool:
+def _is_windowed(truncation: Truncation | None, inputs: Array) -> TypeGuard[WindowTruncation]:
     """Of more steps than there are, a window is no truncation."""
     return isinstance(truncation, WindowTruncation) and inputs.ndim > 0 and truncation.steps <= inputs.shape[0]
 

@@ -40,8 +40,10 @@ EVAL_STREAMS = 32  # parallel streams of an evaluation while training
 SAMPLE_PROMPT, SAMPLE_LENGTH = 32, 300  # tokens
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") -> dict[str, Any]:
     """Trains the model that `config` describes in the folder `workdir`; goes on where an earlier call stopped.
+
+    Where `profile` names a folder, a trace of a few steps is written there first.
 
     Returns:
       The run's summary, as in its `summary.json`. A finished run returns it at once.
@@ -67,6 +69,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     with locked(workdir), Baselines(workdir / NGRAM, corpus) as baselines:
         with deferred_signals() as pending:
             with closing(Trainer([Run(config, workdir, corpus)], batches)) as trainer:
+                if profile:
+                    from rnn_lm.training.profile import write_trace
+
+                    write_trace(trainer, Path(profile))
                 trainer.run(lambda: bool(pending.signum), ProgressDisplay(trainer.first_step, config.steps))
             [run] = trainer.runs
             if run.diverged:

@@ -103,21 +103,25 @@ def train_steps(
         carries, h = model.hidden(carry, inputs, key=keys.get("dropout"), return_carries=True, **options)
         # The next window starts where this one's new tokens did, so many steps further.
         carry = jax.tree.map(lambda c: c[new - 1], carries)
-        return cross_entropy(model.output(h[-new:]), labels[-new:]).mean(), carry
+        with jax.named_scope("output_layer"):
+            return cross_entropy(model.output(h[-new:]), labels[-new:]).mean(), carry
 
     initial = nnx.merge(graphdef, state.params).initialize_carry(batches.batch_size)
 
     def one_step(state: TrainState) -> TrainState:
-        inputs, labels, restart = batches(state.step)
+        with jax.named_scope("batch"):
+            inputs, labels, restart = batches(state.step)
         # Where segments meet: the state goes on (or starts anew with the epoch), the gradient stops.
         carry = jax.tree.map(lambda new, h: jax.lax.stop_gradient(jnp.where(restart, new, h)), initial, state.carry)
         step_keys = {name: jax.random.fold_in(key, state.step) for name, key in keys.items()}
         (nll, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, carry, inputs, labels, step_keys)
-        grad_norm, limit = optax.tree.norm(grads), clip_limit(numbers)
-        rate = learning_rate(schedule, numbers, state.step)
-        updates, opt_state = make_optimizer(optimizer, numbers, rate).update(grads, state.opt_state, state.params)
+        with jax.named_scope("optimizer"):
+            grad_norm, limit = optax.tree.norm(grads), clip_limit(numbers)
+            rate = learning_rate(schedule, numbers, state.step)
+            updates, opt_state = make_optimizer(optimizer, numbers, rate).update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         return TrainState(
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             opt_state=opt_state,
             carry=carry,
             step=state.step + 1,

@@ -146,7 +146,7 @@ def test_the_recall_task_takes_a_window_of_its_lag(steps, learns):
         _, h = model.hidden(model.initialize_carry(1), ids[:-1], truncation=WindowTruncation(steps))
         return cross_entropy(model.output(h[-1]), ids[-1]).sum()
 
-    of_capital = nnx.grad(loss)(model)["cell"]["w_xh"][...][ids[0, 0]]
+    of_capital = nnx.grad(loss)(model).cell.w_xh[...][ids[0, 0]]
     assert (np.abs(of_capital).max() > 1e-6) == learns and (np.abs(of_capital).max() == 0) != learns
 
 
