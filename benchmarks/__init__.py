@@ -1,1 +1,1 @@
-"""Side-by-side measurements: `python -m benchmarks.training`, `python -m benchmarks.sampling`."""
+"""Side-by-side measurements, such as `python -m benchmarks.training`; each module says its command."""

@@ -13,6 +13,10 @@ from typing import Any
 
 import jax
 
+# Whose versions a number depends on, where they are installed.
+PACKAGES = ("jax", "flax", "dm-haiku", "keras", "torch", "rnn_lm", "jax-cuda12-plugin", "jax-cuda13-plugin",
+            "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -25,6 +29,7 @@ class Shape:
     steps: int  # T
     layers: int = 1
     embed: int = 0  # 0: one-hot tokens
+    dtype: str = "float32"  # of the products' factors; parameters are float32
 
     @property
     def name(self) -> str:
@@ -83,13 +88,16 @@ def machine() -> dict[str, Any]:
         "vectors": next((v for v in ("avx512f", "avx2") if v in flags), ""),
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("jax", "flax", "dm-haiku", "torch", "rnn_lm") if _installed(name)},
+        **{name: version(name) for name in PACKAGES if _installed(name)},
     }
 
 
 def save(path: str, results: dict[str, Any]) -> None:
+    """Writes JSON; whoever is stopped meanwhile leaves the file as it was."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(results, indent=1) + "\n")
+    new = Path(f"{path}.new")
+    new.write_text(json.dumps(results, indent=1) + "\n")
+    new.replace(path)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

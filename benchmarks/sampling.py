@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from benchmarks.common import Shape, interleaved, machine, save, table
-from benchmarks.training import TORCH_LAYERS
+from benchmarks.contenders import TorchSampler
 from rnn_lm.inference.generate import generate
 from rnn_lm.nn.models import RNNLM
 
@@ -23,24 +23,6 @@ SHAPES = [
     for cell, hidden, layers in [("elman", 256, 1), ("gru", 256, 1), ("lstm", 128, 2), ("lstm", 512, 1)]
     for batch in (1, 16)
 ]
-
-
-class TorchSampler:
-    """The loop that everyone writes: one step, softmax, one draw."""
-
-    def __init__(self, shape: Shape):
-        self.rnn = TORCH_LAYERS[shape.cell](shape.vocab_size, shape.hidden, shape.layers)
-        self.output = torch.nn.Linear(shape.hidden, shape.vocab_size)
-        self.shape = shape
-
-    @torch.no_grad()
-    def run(self) -> np.ndarray:
-        tokens, carry, drawn = torch.ones(1, self.shape.batch, dtype=torch.long), None, []
-        for _ in range(LENGTH):
-            h, carry = self.rnn(torch.nn.functional.one_hot(tokens, self.shape.vocab_size).float(), carry)
-            tokens = torch.multinomial(torch.softmax(self.output(h[0]), -1), 1).T
-            drawn.append(tokens)
-        return torch.cat(drawn).numpy()
 
 
 def measure(shape: Shape, seconds: float) -> dict[str, Any]:
