@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a crash, never sees half of one."""
+"""Files whose format has a number, written so that a reader, or a crash, never sees half of one."""
 
 import fcntl
 import json
@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
+
+from rnn_lm.errors import UserError
+
+FORMAT = 1  # of what this version writes; 0 is what had no number yet, and all else in it is the same
 
 
 @contextmanager
@@ -59,8 +63,41 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """An object, beside the number of its format."""
+    write_text(path, dumps({"format": FORMAT} | value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of ours.
+
+    Raises:
+      UserError: where there is none, or a newer version wrote it.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    check_format(path, value.pop("format", 0))
+    return value
+
+
+def read_if_there(path: Path) -> dict[str, Any] | None:
+    """`read_json` of a file that another process may just be taking away."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def check_format(what: Path | str, number: Any, newest: int = FORMAT) -> None:
+    """Raises UserError where a file is of a format that is not known here."""
+    if number not in range(newest + 1):
+        raise UserError(f"{what} is of format {number}, this version of rnn_lm reads up to {newest}; use a newer one")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rnn_lm.errors import UserError, unknown_name
-from rnn_lm.files import write_bytes
+from rnn_lm.files import FORMAT, check_format, write_bytes
 
 MAX_ORDER = 10
 ROOT = 0  # the node of the empty n-gram
@@ -133,10 +133,9 @@ class NGramLM:
         arrays = {
             f"{name}_{k}": getattr(level, name) for k, level in enumerate(self.levels) for name in ("keys", "counts")
         }
+        names = ("order", "vocab_size", "smoothing", "alpha")
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, order=self.order, vocab_size=self.vocab_size, smoothing=self.smoothing, alpha=self.alpha, **arrays
-        )
+        np.savez_compressed(buffer, format=FORMAT, **{name: getattr(self, name) for name in names}, **arrays)
         write_bytes(path, buffer.getvalue())
 
     @classmethod
@@ -148,6 +147,7 @@ class NGramLM:
         """
         try:
             with np.load(io.BytesIO(path.read_bytes())) as file:
+                check_format("it", file["format"].item() if "format" in file else 0)
                 settings: dict[str, Any] = {name: file[name].item() for name in ("vocab_size", "smoothing", "alpha")}
                 levels: list[Level] = []
                 for k in range(file["order"].item()):

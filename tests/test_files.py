@@ -1,4 +1,3 @@
-import json
 import math
 import os
 import threading
@@ -6,7 +5,7 @@ import time
 
 import pytest
 
-from rnn_lm.files import alone_in, dumps, write_bytes, write_json
+from rnn_lm.files import alone_in, dumps, read_json, write_bytes, write_json
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -25,7 +24,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):
     write_json(tmp_path / "x.json", {"a": [math.inf, 1.5], "b": {"c": math.nan}})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.5], "b": {"c": None}}
+    assert read_json(tmp_path / "x.json") == {"a": [None, 1.5], "b": {"c": None}}
     assert dumps({"text": "ü"}) == '{"text": "ü"}'
 
 

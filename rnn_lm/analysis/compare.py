@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from rnn_lm.data.corpus import Corpus, Split, load_corpus
 from rnn_lm.errors import Diverged
-from rnn_lm.files import temporary_name, write_json
+from rnn_lm.files import read_json, temporary_name, write_json
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.inference.reading import MAX_LOGITS
 from rnn_lm.interrupts import Stopped, deferred_signals
@@ -26,7 +26,7 @@ from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS
 from rnn_lm.training.config import FIELDS, check_config, set_field, tokens_per_step
 from rnn_lm.training.members import Member, check_members
 from rnn_lm.training.results import NGRAMS, PLOTS
-from rnn_lm.training.run_folder import SUMMARY, check_only, load, make_model, read_diverged, read_json
+from rnn_lm.training.run_folder import SUMMARY, check_only, load, make_model, read_diverged
 from rnn_lm.training.sweep import counts_path, train_members
 
 RESULT = "compare.json"

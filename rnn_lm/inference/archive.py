@@ -12,6 +12,7 @@ from io import BufferedIOBase
 import jax
 
 from rnn_lm.errors import UserError
+from rnn_lm.files import check_format
 
 MAGIC = b"rnn_lm\x00\x01"  # the last byte is the format's version
 MAX_HEADER = 2**26  # bytes; what claims more is no header
@@ -50,8 +51,7 @@ class Header:
         magic = file.read(len(MAGIC))
         if magic[:-1] != MAGIC[:-1]:
             raise UserError("no archive: `compress` did not write it")
-        if magic != MAGIC:
-            raise UserError(f"an archive of format {magic[-1]}; this version of rnn_lm reads format {MAGIC[-1]}")
+        check_format("the archive", magic[-1], newest=MAGIC[-1])
         try:
             length, checksum = _LENGTHS.unpack(file.read(_LENGTHS.size))
             packed = file.read(min(length, MAX_HEADER))

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from rnn_lm.errors import UserError
+from rnn_lm.files import FORMAT, check_format
 from rnn_lm.nn.arrays import named_leaves
 
 KEEP_LATEST = 3
@@ -57,7 +58,7 @@ class Checkpoints:
         arrays = {name: np.array(array) for name, array in named_leaves(tree).items()}
         sha256 = {name: _sha256(array) for name, array in arrays.items()}
         self._best = notes["best"]["step"]
-        record: dict[str, Any] = {"notes": notes, "sha256": sha256}
+        record: dict[str, Any] = {"format": FORMAT, "notes": notes, "sha256": sha256}
         record["sha256_of_notes"] = _sha256_of_json(record)
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(record))
         with self._failures_told():
@@ -95,6 +96,7 @@ class Checkpoints:
         notes = dict(self._restore(step, notes=ocp.args.JsonRestore())["notes"])
         if notes.pop("sha256_of_notes", None) != _sha256_of_json(notes):
             raise self._damaged(step, "the notes are not what was saved, by their SHA-256")
+        check_format(self.folder / str(step), notes.get("format", 0))
         return notes
 
     def _restore(self, step: int, **args: Any) -> Any:

@@ -21,6 +21,7 @@ import rnn_lm
 from rnn_lm.data.batches import Batches
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.errors import Diverged, UserError
+from rnn_lm.files import read_json
 from rnn_lm.inference.evaluate import evaluate_side_by_side
 from rnn_lm.inference.generate import generate_side_by_side
 from rnn_lm.interrupts import Stopped, deferred_signals
@@ -31,7 +32,7 @@ from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.config import check_config, program_of, tokens_per_step
 from rnn_lm.training.progress import Display, ProgressDisplay
 from rnn_lm.training.run import Run, graphdef_of, new_state
-from rnn_lm.training.run_folder import NGRAM, SUMMARY, check_folder, locked, read_json, read_summary
+from rnn_lm.training.run_folder import NGRAM, SUMMARY, check_folder, locked, read_summary
 from rnn_lm.training.step import Means, train_steps, train_steps_side_by_side
 from rnn_lm.training.summary import write_summaries
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rnn_lm.errors import UserError
-from rnn_lm.files import alone_in, temporary_name, write_json, write_text
+from rnn_lm.files import alone_in, read_json, temporary_name, write_json, write_text
 from rnn_lm.training.config import Value
 from rnn_lm.training.members import Member, shown
-from rnn_lm.training.run_folder import beside, check_only, free_folder, read_diverged, read_json, read_summary
+from rnn_lm.training.run_folder import beside, check_only, free_folder, read_diverged, read_summary
 
 RESULTS, TABLE, NGRAMS, PLOTS = "results.json", "results.csv", "ngrams", "plots"
 FIGURES = ("nll", "perplexity", "bits_per_char")

@@ -1,7 +1,6 @@
 """The folder of a run: which files it has, whose it is, and the trained model in it."""
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError, unknown_name
-from rnn_lm.files import temporary_name, write_json
+from rnn_lm.files import read_if_there, read_json, temporary_name, write_json
 from rnn_lm.inference.mixture import BUCKETS, Mixture, fit_weights
 from rnn_lm.keys import named_key
 from rnn_lm.ngram import NGramLM
@@ -282,21 +281,6 @@ def load_checkpoint(workdir: Path, config: ConfigDict, vocab_size: int) -> tuple
     return model, best, steps[-1]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of ours.
-
-    Raises:
-      UserError: where there is none.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
-        return value
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-
-
 def read_summary(workdir: Path) -> dict[str, Any] | None:
     """The summary of a finished run; None where it has not finished."""
     return read_if_there(workdir / SUMMARY)
@@ -305,16 +289,6 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
 def read_diverged(workdir: Path) -> dict[str, Any] | None:
     """Where the run's training diverged, and what is not finite; None where it has not."""
     return read_if_there(workdir / DIVERGED)
-
-
-def read_if_there(path: Path) -> dict[str, Any] | None:
-    """`read_json` of a file that another process may just be taking away."""
-    try:
-        return read_json(path)
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
 
 
 def is_over(workdir: Path, steps: int) -> bool:
