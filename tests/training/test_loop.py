@@ -19,7 +19,7 @@ from rnn_lm.training.checkpoints import Checkpoints
 from rnn_lm.training.loop import train
 from rnn_lm.training.metrics import read_metrics
 from rnn_lm.training.run import Run
-from rnn_lm.training.run_folder import load, locked, read_config
+from rnn_lm.training.run_folder import load, locked, read_config, read_diverged
 from tests.conftest import make_text, small_config
 
 
@@ -225,7 +225,7 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path, text_file, monkeypatch, w
     with pytest.raises(Diverged, match=f"{where} is not finite at step 20; nothing was saved yet"):
         train(small_config(text_file), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
-    assert json.loads((tmp_path / "run" / "diverged.json").read_text()) == {"step": 20, "what": ANY}
+    assert read_diverged(tmp_path / "run") == {"step": 20, "what": ANY}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, text_file):
