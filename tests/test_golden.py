@@ -32,7 +32,9 @@ def without_number(folder):
             np.savez(path, **{name: file[name] for name in file if name != "format"})
 
 
-@pytest.fixture(params=["0", *(re.findall(r"\d+", path.name)[0] for path in PACKED)])
+@pytest.fixture(
+    params=[pytest.param("0", marks=pytest.mark.slow), *(re.findall(r"\d+", path.name)[0] for path in PACKED)]
+)
 def golden(request, tmp_path):
     """The unpacked files of one format."""
     number = max(int(request.param), 1)

@@ -147,6 +147,7 @@ def test_gradients_are_those_of_finite_differences_twice(name):
         check_grads(loss, args, order=2, modes=["rev"], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow  # benchmarks.fuzz draws shapes too
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     st.sampled_from(FUSED), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.booleans()

@@ -72,6 +72,7 @@ def test_a_window_is_the_sum_of_separately_truncated_losses(name, steps):
         assert_same(gradient(WindowTruncation(steps), cell, carry, x), expected, tolerance=1e-9)
 
 
+@pytest.mark.slow
 def test_a_window_with_resets_and_one_over_a_stack():
     cell, x = make_cell("lstm"), make_inputs()
     carry = make_carry(cell)
