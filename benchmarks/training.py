@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument("--shapes", default="", help="only shapes whose names contain this")
     parser.add_argument("--out", default="benchmarks/results/training.json", help="where the numbers go")
     arguments = parser.parse_args()
+    if not any(arguments.shapes in shape.name for shape in SHAPES):
+        parser.error(f"no shape's name contains {arguments.shapes!r}: {', '.join(shape.name for shape in SHAPES)}")
     there = machine()
     torch.set_num_threads(there["cores"])
     results = []

@@ -266,6 +266,11 @@ class Trainer:
         self.state, report = self._steps_until(self.state, step, numbers=numbers)
         return report
 
+    def compiled(self) -> jax.stages.Compiled:
+        """The program that `dispatch` runs."""
+        steps: Any = self._steps_until
+        return steps.func.lower(self.state, np.int32(0), numbers=self._numbers(), **steps.keywords).compile()
+
     def close(self) -> None:
         """Waits for the files that are still being written."""
         self._opened.close()
