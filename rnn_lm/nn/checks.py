@@ -10,9 +10,12 @@ from jaxtyping import Array
 
 from rnn_lm.nn.cell import Cell, are_ids, overrides
 from rnn_lm.nn.cells import GRUCell, LSTMCell
+from rnn_lm.nn.truncation import WindowTruncation
 
 
-def check_options(backward: Any, remat: Any, windowed: bool) -> None:
+def check_options(truncation: Any, backward: Any, remat: Any, windowed: bool) -> None:
+    if not (truncation is None or isinstance(truncation, WindowTruncation) or hasattr(truncation, "passed")):
+        raise TypeError(f"truncation: expected None, or one of rnn_lm's truncations; got {truncation!r}")
     if backward not in ("fused", "autodiff"):
         raise ValueError(f'backward: expected "fused" or "autodiff"; got {backward!r}')
     if remat is not None and remat != "sqrt" and (type(remat) is not int or remat < 1):

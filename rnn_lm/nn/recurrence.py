@@ -19,7 +19,7 @@ from rnn_lm.nn.controls import Controls, controls_of, initial_carry, without_pad
 from rnn_lm.nn.fused import fused_scan, is_fused
 from rnn_lm.nn.scan import Way, changed_leaves, changing_leaves, in_blocks, plain_scan
 from rnn_lm.nn.stack import Stack
-from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
+from rnn_lm.nn.truncation import Truncation, WindowTruncation
 from rnn_lm.nn.window import with_window_gradient
 
 
@@ -76,7 +76,7 @@ def unroll(
       TypeError: where a dtype is not the one expected.
     """
     given: list[Any] = [None if x is None else jnp.asarray(x) for x in (inputs, lengths, resets)]
-    check_options(backward, remat, _is_windowed(truncation, given[0]))
+    check_options(truncation, backward, remat, _is_windowed(truncation, given[0]))
     of_layers = isinstance(cell, Stack) and isinstance(carry, tuple) and len(carry) > 0
     lowest = (cell.cells[0], carry[0]) if of_layers else (cell, carry)  # type: ignore[attr-defined]
     check_values(*lowest, *given[:2])
@@ -114,8 +114,9 @@ def _unroll(
         made, outputs = _windowed(cell, carry, inputs, steps=truncation.steps, **options)
     else:
         passed = None
-        if isinstance(truncation, SegmentTruncation | RandomizedTruncation):
-            passed = truncation.passed(len(inputs), reverse=options["reverse"])  # once: all layers share the draw
+        if truncation is not None and not isinstance(truncation, WindowTruncation):
+            num_steps = inputs.shape[0] if inputs.ndim else 0  # inputs without steps are refused further on
+            passed = truncation.passed(num_steps, reverse=options["reverse"])  # once: all layers share the draw
         made, outputs = _layered(cell, carry, inputs, passed=passed, **options)
     return made, outputs, changed_leaves(leaves, cell)
 
@@ -138,7 +139,7 @@ def _has_layers(cell: Any) -> bool:
     return isinstance(cell, Stack) and not overrides(cell, "__call__", "run_layers", "drop")
 
 
-def _is_windowed(truncation: Truncation | None, inputs: Array) -> TypeGuard[WindowTruncation]:
+def _is_windowed(truncation: Any, inputs: Array) -> TypeGuard[WindowTruncation]:
     """Of more steps than there are, a window is no truncation."""
     return isinstance(truncation, WindowTruncation) and inputs.ndim > 0 and truncation.steps <= inputs.shape[0]
 

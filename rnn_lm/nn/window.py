@@ -63,8 +63,8 @@ def with_window_gradient(
         params: Any, carry: tuple, x: Array, initial: Any, fixed: Any, control: Controls, factors: list[Array]
     ) -> tuple[tuple, Array]:
         """All layers at one time step."""
-        leaves = params | fixed
-        cells = nnx.merge(graphdef, jax.tree.unflatten(tree, [leaves[i] for i in sorted(leaves)])).cells
+        merged = params | fixed
+        cells = nnx.merge(graphdef, jax.tree.unflatten(tree, [merged[i] for i in sorted(merged)])).cells
         news = []
         for i, (cell, state) in enumerate(zip(cells, enter(carry, control, initial), strict=True)):
             if i == 0 and hoisted:

@@ -110,6 +110,14 @@ def test_an_unknown_cell_is_told_the_known_ones():
         RNNLM(7, 5, rngs=nnx.Rngs(0), cell="gru", activation="relu")
 
 
+def test_what_is_no_truncation_is_refused():
+    plain, cell = getattr(unroll, "__wrapped__", unroll), make("gru")
+    with pytest.raises(TypeError, match="truncation: expected None, or one of rnn_lm's truncations; got 5"):
+        plain(cell, make_carry(cell), make_inputs(), truncation=5)
+    with pytest.raises(TypeError, match="inputs: expected vectors, or token ids"):
+        plain(cell, make_carry(cell), jnp.float32(1), truncation=SegmentTruncation(2))
+
+
 @pytest.mark.parametrize("rate", [-0.5, 1.5, float("nan")])
 def test_a_dropout_that_is_no_part_of_the_whole_is_refused(rate):
     for make_it in (
