@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake that the user can mend. The message is one line and says how; commands print it and exit with 2."""
 
 
+class NewerFormat(UserError):
+    """A file that a newer version wrote: not damaged, so nobody may replace it."""
+
+
 class Diverged(ArithmeticError):
     """Training met a loss or a gradient that is not finite; commands exit with 3."""
 

@@ -11,7 +11,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
-from rnn_lm.errors import UserError
+from rnn_lm.errors import NewerFormat, UserError
 
 FORMAT = 1  # of what this version writes; 0 is what had no number yet, and all else in it is the same
 
@@ -72,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of ours.
 
     Raises:
-      UserError: where there is none, or a newer version wrote it.
+      UserError: where there is none; NewerFormat where a newer version wrote it.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -95,9 +95,13 @@ def read_if_there(path: Path) -> dict[str, Any] | None:
 
 
 def check_format(what: Path | str, number: Any, newest: int = FORMAT) -> None:
-    """Raises UserError where a file is of a format that is not known here."""
-    if number not in range(newest + 1):
-        raise UserError(f"{what} is of format {number}, this version of rnn_lm reads up to {newest}; use a newer one")
+    """Raises NewerFormat, or UserError where the number is none."""
+    if type(number) is not int or number < 0:
+        raise UserError(f"{what} is damaged: its format is {number!r}")
+    if number > newest:
+        raise NewerFormat(
+            f"{what} has format {number}, and this version of rnn_lm reads formats up to {newest}; use a newer rnn_lm"
+        )
 
 
 def dumps(value: Any, indent: int | None = None) -> str:

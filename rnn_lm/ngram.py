@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from rnn_lm.errors import UserError, unknown_name
+from rnn_lm.errors import NewerFormat, UserError, unknown_name
 from rnn_lm.files import FORMAT, check_format, write_bytes
 
 MAX_ORDER = 10
@@ -143,11 +143,11 @@ class NGramLM:
         """What `save` kept.
 
         Raises:
-          UserError: where the file is missing or damaged.
+          UserError: where the file is missing or damaged; NewerFormat where a newer version wrote it.
         """
         try:
             with np.load(io.BytesIO(path.read_bytes())) as file:
-                check_format("it", file["format"].item() if "format" in file else 0)
+                check_format(path, file["format"].item() if "format" in file else 0)
                 settings: dict[str, Any] = {name: file[name].item() for name in ("vocab_size", "smoothing", "alpha")}
                 levels: list[Level] = []
                 for k in range(file["order"].item()):
@@ -155,6 +155,8 @@ class NGramLM:
                     levels.append(_level(file[f"keys_{k}"], file[f"counts_{k}"], num_contexts, **settings))
             if not levels:
                 raise ValueError("it has no order")
+        except NewerFormat:
+            raise
         except Exception as error:  # zip, zlib and numpy each have their own
             raise UserError(
                 f"{path}: no n-gram model can be read ({error}); delete it to have it counted again"

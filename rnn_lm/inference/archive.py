@@ -49,7 +49,7 @@ class Header:
           UserError: where there is none, or it is damaged.
         """
         magic = file.read(len(MAGIC))
-        if magic[:-1] != MAGIC[:-1]:
+        if magic[:-1] != MAGIC[:-1] or magic[-1] == 0:
             raise UserError("no archive: `compress` did not write it")
         check_format("the archive", magic[-1], newest=MAGIC[-1])
         try:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from rnn_lm.data.corpus import Corpus, Split
-from rnn_lm.errors import UserError
+from rnn_lm.errors import NewerFormat, UserError
 from rnn_lm.files import alone_in, write_bytes
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.ngram import NGramLM, unigram_nll
@@ -87,6 +87,8 @@ def fit_ngram(path: Path, corpus: Corpus, stopped: Callable[[], bool]) -> NGramL
             kept = NGramLM.load(path)
             if kept.vocab_size == size:
                 return kept
+        except NewerFormat:
+            raise
         except UserError:
             pass  # damaged: it is counted again
     ids = corpus.train.ids[:MAX_NGRAM_TOKENS]

@@ -94,9 +94,9 @@ class Checkpoints:
 
     def _notes(self, step: int) -> dict[str, Any]:
         notes = dict(self._restore(step, notes=ocp.args.JsonRestore())["notes"])
+        check_format(self.folder / str(step), notes.get("format", 0))
         if notes.pop("sha256_of_notes", None) != _sha256_of_json(notes):
             raise self._damaged(step, "the notes are not what was saved, by their SHA-256")
-        check_format(self.folder / str(step), notes.get("format", 0))
         return notes
 
     def _restore(self, step: int, **args: Any) -> Any:

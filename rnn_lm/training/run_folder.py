@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.data.vocabulary import Vocabulary
-from rnn_lm.errors import UserError, unknown_name
+from rnn_lm.errors import NewerFormat, UserError, unknown_name
 from rnn_lm.files import read_if_there, read_json, temporary_name, write_json
 from rnn_lm.inference.mixture import BUCKETS, Mixture, fit_weights
 from rnn_lm.keys import named_key
@@ -237,8 +237,14 @@ def _mixture(workdir: Path, network: LanguageModel) -> Mixture:
     ngram, fingerprint = NGramLM.load(workdir / NGRAM), network.fingerprint()
     if ngram.vocab_size != network.vocab_size:
         raise UserError(f"{workdir / NGRAM} is of another vocabulary; delete it to have it counted again")
-    with suppress(UserError, KeyError, ValueError, TypeError):  # not fitted yet, or damaged
+    kept: dict[str, Any] = {}
+    try:
         kept = read_json(workdir / MIXTURE)
+    except NewerFormat:
+        raise
+    except UserError:
+        pass  # not fitted yet, or damaged
+    with suppress(KeyError, ValueError, TypeError):
         weights = np.array(kept["weights"], float)
         if (
             kept["network"] == fingerprint
