@@ -4,6 +4,7 @@ Started again with the same --workdir, it goes on where it stopped; Ctrl-C saves
 metrics.jsonl, samples.txt, ngram.npz, plots/, TensorBoard events, checkpoints/ and, at the end, summary.json.
 """
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,18 @@ from rnn_lm.plugins import IMPORTED
 
 def define_flags(flags: FlagValues) -> None:
     define_config_flags(flags, "the run's folder; runs/NAME")
-    about = "a folder for a trace of a few training steps, which are taken first and for it alone: where the time goes"
+    about = "before training, run a few extra steps, tell how long each part of a step takes, and write a trace here"
     absl_flags.DEFINE_string("profile", "", about, flag_values=flags)
 
 
 def run(flags: FlagValues) -> str:
     config = config_of(flags)
     workdir = Path(flags.workdir or Path("runs") / Path(flags.config).stem)
-    if flags.profile:
-        Path(flags.profile).mkdir(parents=True, exist_ok=True)  # now, so that a mistake leaves nothing behind
 
     from rnn_lm.training.loop import train
 
-    return describe(train(config, workdir, profile=flags.profile), workdir)
+    profile = os.path.expanduser(flags.profile)
+    return describe(train(config, workdir, profile=profile), workdir)
 
 
 def describe(summary: dict[str, Any], workdir: Path) -> str:

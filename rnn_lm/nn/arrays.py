@@ -49,6 +49,7 @@ def _on_cpu_by_rows(by_rows: Callable[..., Array], plain: Callable[..., Array], 
     return lax.platform_dependent(x, y, cpu=by_rows, default=plain)
 
 
+@jax.named_scope("gather")
 def rows_of(table: Float[Array, "V N"], ids: Int[Array, "*batch"]) -> Float[Array, "*batch N"]:
     """`table[ids]`, sharded as the ids are."""
     if is_sharded(ids):

@@ -221,8 +221,7 @@ class RNNLM(NeuralLM):
         remat: int | Literal["sqrt"] | None = None,
     ) -> tuple[Any, Float[Array, "T B H"]]:
         """Token ids → the state after the last of them (or after each, stacked), and every hidden state H_t."""
-        with jax.named_scope("gather"):
-            inputs = tokens if self.embedding is None else rows_of(self.embedding[...], tokens)
+        inputs = tokens if self.embedding is None else rows_of(self.embedding[...], tokens)
         options: dict[str, Any] = {"truncation": truncation, "remat": remat, "return_carries": return_carries}
         carry, h = unroll(self.cell, carry, inputs, key=key, **options)
         if key is not None:
@@ -292,6 +291,7 @@ class MLPLM(NeuralLM):
         """None: tokens are no state."""
         return {}
 
+    @jax.named_scope("hidden_layer")
     def hidden(
         self,
         carry: Int[Array, "B K"],

@@ -50,7 +50,7 @@ def plain_scan(
     return last, carries, outputs
 
 
-@jax.named_scope("gather")
+@jax.named_scope("projection")
 def projections(cell: Any, inputs: Array) -> Array:
     """`project` of all time steps at once; one of the user's own sees one step at a time, as in a loop."""
     return (

@@ -44,7 +44,7 @@ SAMPLE_PROMPT, SAMPLE_LENGTH = 32, 300  # tokens
 def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") -> dict[str, Any]:
     """Trains the model that `config` describes in the folder `workdir`; goes on where an earlier call stopped.
 
-    Where `profile` names a folder, a trace of a few steps is written there first.
+    Where `profile` names a folder, a few steps are traced first, beside those of the run; the trace goes there.
 
     Returns:
       The run's summary, as in its `summary.json`. A finished run returns it at once.
@@ -61,7 +61,11 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") 
     batches = batches_of(config, corpus)
     check_folder(workdir, config, corpus)
     summary = read_summary(workdir)
+    if profile and Path(profile).exists() and not Path(profile).is_dir():
+        raise UserError(f"--profile={profile} is no folder")
     if summary is not None and summary["steps"] >= config.steps:
+        if profile:
+            raise UserError("--profile: this run has finished; give another --workdir, or more --config.steps")
         print("this run has finished, nothing to do; a larger --config.steps continues it", file=sys.stderr)
         return summary
     for remark in remarks(config):
@@ -200,7 +204,7 @@ class Trainer:
 
     def __init__(self, runs: Sequence[Run], batches: Batches, *, started: float = rnn_lm.STARTED):
         """`batches` are those of any of them. The seconds in summaries count from `started`."""
-        self.runs, self._started = runs, started
+        self.runs, self.started = runs, started
         self.config = runs[0].config  # of what all runs of a program agree in
         self._side_by_side = len(runs) > 1
         static = static_of(runs[0])
@@ -284,7 +288,7 @@ class Trainer:
             [(run.workdir, run.config) for run in there],
             self.runs[0].corpus,
             baselines,
-            started=self._started,
+            started=self.started,
             seconds_to_first_step=self.seconds_to_first_step,
             tokens_per_second=self._tokens(self._steps) / self._seconds if self._seconds else None,
             lanes=len(self.runs),
@@ -311,9 +315,9 @@ class Trainer:
 
     def _numbers(self) -> dict[str, np.ndarray]:
         """The hyper-parameters that are arguments of the compiled step, as they are now."""
-        numbers = [run.numbers() for run in self.runs]
-        lanes = {name: np.array([its[name] for its in numbers], np.float32) for name in numbers[0]}
-        return {name: values if self._side_by_side else values[0] for name, values in lanes.items()}
+        lanes = [run.numbers() for run in self.runs]
+        shape = (len(lanes),) if self._side_by_side else ()
+        return {name: np.reshape([its[name] for its in lanes], shape).astype(np.float32) for name in lanes[0]}
 
     def _freeze(self) -> None:
         """Stops the lanes of runs that are over."""
@@ -342,7 +346,7 @@ class Trainer:
         seconds = time.perf_counter() - launched
         first = self.seconds_to_first_step is None
         if first:
-            self.seconds_to_first_step = time.perf_counter() - self._started
+            self.seconds_to_first_step = time.perf_counter() - self.started
         else:
             self._steps, self._seconds = self._steps + step - start, self._seconds + seconds
             self._line_steps, self._line_seconds = self._line_steps + step - start, self._line_seconds + seconds

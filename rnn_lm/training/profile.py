@@ -3,7 +3,9 @@
 import gzip
 import json
 import re
+import shlex
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,32 +17,33 @@ if TYPE_CHECKING:
     from rnn_lm.training.loop import Trainer
 
 STEPS = 10
-PARTS = ("batch", "gather", "recurrence", "output_layer", "optimizer")  # the named scopes, the innermost counts
+# The named scopes of a step; what is in several of them counts for the innermost.
+PARTS = ("batch", "projection", "gather", "recurrence", "hidden_layer", "output_layer", "optimizer")
 
 
 def write_trace(trainer: "Trainer", folder: Path) -> None:
-    """Writes a trace of `STEPS` steady steps in `folder` and tells the share of each part in their time.
+    """Writes a trace of `STEPS` steady steps in `folder`, and prints how long each part of a step takes.
 
-    The steps are taken for it alone: training then starts as ever.
+    The steps are not those of the run, which starts as ever; nor does their time count.
     """
-    state, step = trainer.state, trainer.first_step
-    trainer.state = jax.tree.map(jnp.copy, state)  # as it is donated
+    started, state, first = time.perf_counter(), trainer.state, trainer.first_step
+    print(f"tracing {STEPS} steps …", file=sys.stderr, flush=True)
     program = trainer.compiled().as_text() or ""
-    jax.block_until_ready(trainer.dispatch(step + STEPS))  # compiles
+    trainer.state = jax.tree.map(jnp.copy, state)  # as it is donated
+    jax.block_until_ready(trainer.dispatch(first + 1))
     with jax.profiler.trace(folder, create_perfetto_trace=True):
-        jax.block_until_ready(trainer.dispatch(step + 2 * STEPS))
+        report = jax.device_get(trainer.dispatch(first + 1 + STEPS))
     trainer.state = state
+    traced = int(report["step"]) - first - 1  # fewer where the loss is not finite, of which training will tell
     trace = max(folder.rglob("perfetto_trace.json.gz"), key=lambda path: path.stat().st_mtime)
+    lines = ["a training step, by its parts (all threads together):"]
     times = seconds_of_parts(trace, program)
-    lines = [
-        f"  {part:<24}{time / STEPS * 1e3:>8.2f} ms{time / sum(times.values()):>6.0%}" for part, time in times.items()
-    ]
-    print(
-        f"a training step, by its parts (the sum over all threads of the device):\n{chr(10).join(lines)}\n"
-        f"the trace: {trace}, to be opened at https://ui.perfetto.dev\n"
-        f"or: pip install xprof && xprof --logdir={folder}",
-        file=sys.stderr,
-    )
+    for part, seconds in times.items():
+        lines.append(f"  {part:<24}{seconds / max(traced, 1) * 1e3:>8.2f} ms{seconds / sum(times.values()):>6.0%}")
+    lines += [f"the trace: {trace}, to be opened at https://ui.perfetto.dev"]
+    lines += [f"or: pip install xprof && xprof --logdir={shlex.quote(str(folder))}"]
+    print(*lines, sep="\n", file=sys.stderr)
+    trainer.started += time.perf_counter() - started
 
 
 def seconds_of_parts(trace: Path, program: str) -> dict[str, float]:
@@ -52,7 +55,7 @@ def seconds_of_parts(trace: Path, program: str) -> dict[str, float]:
         operation = event.get("args", {}).get("hlo_op")
         if operation and operation not in loops:
             scope = scopes.get(operation, "")
-            found = [(scope.rfind(part), part) for part in PARTS if part in scope]
-            way = " backward" if "transpose(" in scope else ""
-            times[max(found)[1] + way if found else "the rest"] += event["dur"] / 1e6
+            *names, _ = re.split(r"[/()]+", scope)  # the last is the operation itself, which may be a gather too
+            parts = [name for name in names if name in PARTS] or ["the rest"]
+            times[parts[-1] + (" backward" if "transpose" in names else "")] += event["dur"] / 1e6
     return dict(times.most_common())
