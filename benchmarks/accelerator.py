@@ -1,6 +1,6 @@
 """What an accelerator does with this package, in seven parts that each end within eight minutes on one H100.
 
-    python -m benchmarks.accelerator [--part=N] [--seconds=400] [--out=DIR] [--small]
+    python -m benchmarks.accelerator [--part=N] [--seconds=390] [--out=DIR] [--small]
 
 1 training steps beside nnx.RNN, Haiku, Keras and PyTorch, 2 an LSTM layer beside cuDNN's, 3 resets, 4 many models
 beside one alone, 5 sampling, 6 the time to the first step, 7 whether the bits are the same again. Without --part all
@@ -46,7 +46,7 @@ CELLS = ("gru", "lstm", "elman")
 PEERS = {name: find_spec(name) is not None for name in ("haiku", "keras", "torch")}
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 PRECISIONS = ("high", "highest")  # of float32 products on a GPU: TF32, which is XLA's default, and float32
-GRACE = 75  # seconds that the last case of a part may take, and a child, before the process is ended
+GRACE = 75  # seconds that the last case of a part, or a child, may take before the process is ended
 
 
 @dataclass(frozen=True)
@@ -422,7 +422,7 @@ def report(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", type=int, choices=PARTS, help="one part only")
-    parser.add_argument("--seconds", type=float, default=400, help="after which a part begins no further case")
+    parser.add_argument("--seconds", type=float, default=390, help="after which a part begins no further case")
     parser.add_argument("--out", default="benchmarks/results", help="the folder that the numbers go to")
     parser.add_argument("--small", action="store_true", help="small sizes, to test the benchmark itself")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
@@ -431,8 +431,10 @@ def main() -> None:
     if arguments.child:
         child(**arguments.child)
     elif arguments.part is None:
-        for number in PARTS:
-            subprocess.run([sys.executable, "-m", "benchmarks.accelerator", f"--part={number}", *sys.argv[1:]])
+        command = [sys.executable, "-m", "benchmarks.accelerator", *sys.argv[1:]]
+        failed = [number for number in PARTS if subprocess.run([*command, f"--part={number}"]).returncode]
+        if failed:
+            sys.exit(f"these parts did not end well: {failed}")
     else:
         small = arguments.small or jax.default_backend() == "cpu"
         if small and not arguments.small:
