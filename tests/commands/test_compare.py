@@ -13,6 +13,7 @@ from rnn_lm.analysis import compare as module
 from rnn_lm.commands import main
 from rnn_lm.commands.compare import NAMES, describe
 from rnn_lm.data.corpus import load_corpus
+from rnn_lm.files import read_json
 from rnn_lm.inference.evaluate import evaluate
 from rnn_lm.ngram import NGramLM
 from rnn_lm.training.run_folder import read_config
@@ -91,7 +92,7 @@ def test_every_verb_takes_the_networks(compared, capsys):
         capsys.readouterr()
         assert main([*arguments, f"--workdir={folder / name}"]) == 0
         assert capsys.readouterr().out
-    found = json.loads((folder / "mlp" / "inspect.json").read_text())
+    found = read_json(folder / "mlp" / "inspect.json")
     assert set(found) == {"text", "window", "clipping"}
 
 
