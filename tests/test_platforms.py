@@ -159,6 +159,7 @@ def test_a_process_that_lowers_for_a_gpu_neither_compiles_nor_loads_the_library(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_no_error(tmp_path):
     code = ON_A_GPU.split("f.trace")[0] + "print(f(jnp.ones((5, 2, 3))).sum())"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": "false"}

@@ -110,6 +110,7 @@ def test_what_evaluate_reports_is_what_the_archive_takes(trained):
     assert payload == pytest.approx(evaluate(model, split.ids).nats / math.log(2), rel=0.03)
 
 
+@pytest.mark.slow
 def test_a_model_that_learns_needs_fewer_bits(trained):
     model, vocabulary = trained
     data = ("there sat a cat on a mat\n" * 400).encode()

@@ -162,7 +162,8 @@ def test_jaxs_strict_modes(name):
         cell(carry, ids[0])
 
 
-@pytest.mark.parametrize("name", ["gru", *(pytest.param(n, marks=pytest.mark.slow) for n in ("elman", "lstm"))])
+@pytest.mark.slow  # tests/training/test_strict_modes.py has quick ones
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm"])
 def test_nothing_leaks_from_the_fused_way(name):
     cell, x = make(name), make_inputs()
     graphdef, state = nnx.split(cell)
