@@ -36,11 +36,14 @@ from jax.experimental import rnn
 from benchmarks.common import Shape, interleaved, machine, save, table
 from benchmarks.contenders import JAX_CONTENDERS, JaxTrainer, TorchSampler, TorchTrainer, products
 from rnn_lm.data.batches import Batches
+from rnn_lm.fields import FIELDS, parent_of
 from rnn_lm.inference.generate import generate
+from rnn_lm.members import Members
 from rnn_lm.nn.cells import GRUCell, LSTMCell
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.recurrence import unroll
-from rnn_lm.training.step import TrainState, train_steps, train_steps_side_by_side
+from rnn_lm.program import Numbers, program_of
+from rnn_lm.training.step import TrainState, new_state, train_steps
 
 CELLS = ("gru", "lstm", "elman")
 PEERS = {name: find_spec(name) is not None for name in ("haiku", "keras", "torch")}
@@ -257,15 +260,25 @@ def resets(sizes: Sizes, precision: str, dtype: str) -> dict[str, Any]:
     return result
 
 
-def training_run(shape: Shape) -> tuple[TrainState, Batches, dict[str, jax.Array], dict[str, Any]]:
-    """What `train_steps` takes: a new state, minibatches of random tokens, numbers, and what it is compiled for."""
-    model = RNNLM(shape.vocab_size, shape.hidden, cell=shape.cell, rngs=nnx.Rngs(0))
+def training_run(shape: Shape, members: int = 1) -> tuple[TrainState, Callable[..., Any]]:
+    """A new state, and `steps(state, until)`: training on minibatches of random tokens."""
+    given: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        parent_of(given, name, create=True)[name.rpartition(".")[2]] = field.default
+    given |= {"batch_size": shape.batch, "segment_length": shape.steps}
+    given["model"] |= {"cell": shape.cell, "num_hiddens": shape.hidden}
+    program, numbers = program_of(given, shape.vocab_size)
     ids = np.random.default_rng(0).integers(1, shape.vocab_size, 100 * shape.batch * shape.steps)
     batches = Batches.of(ids, batch_size=shape.batch, segment_length=shape.steps, partition="sequential")
-    numbers = {"learning_rate": 2e-3, "clip_norm": 1.0, "weight_decay": 0.0, "momentum": 0.0, "warmup_steps": 0.0}
-    static = {"graphdef": nnx.graphdef(model), "optimizer": "adam", "schedule": "constant"}
-    state = TrainState.create(model, "adam", shape.batch)
-    return state, batches, {name: jnp.float32(value) for name, value in numbers.items()}, static
+    axis = Members(members)
+    each: list[Numbers] = [numbers._replace(seed=seed).arrays() for seed in range(members)]
+    start = new_state(program, each[0])
+    stacked = axis.stack(each)
+
+    def steps(state: TrainState, until: int) -> Any:
+        return train_steps(state, jnp.int32(until), batches, stacked, program=program, members=axis)
+
+    return axis.stack(members * [start]), steps
 
 
 def population(sizes: Sizes, cell: str) -> dict[str, Any]:
@@ -274,17 +287,12 @@ def population(sizes: Sizes, cell: str) -> dict[str, Any]:
     losses = {}
 
     def make(members: int) -> Callable[[], Any]:
-        state, batches, numbers, static = training_run(shape)
-        steps: Callable = partial(train_steps, batches=batches, numbers=numbers, keys={}, **static)
-        if members > 1:
-            state, numbers = jax.tree.map(lambda a: jnp.stack([a] * members), (state, numbers))
-            given = {"seeds": jnp.arange(members), "batches": batches, "numbers": numbers, "keys": {}}
-            steps = partial(train_steps_side_by_side, **given, **static)
-        now = [state, 0]
+        state, steps = training_run(shape, members)
+        now: list[Any] = [state, 0]
 
         def run() -> Any:
             now[1] += sizes.member_steps
-            now[0], report = steps(now[0], jnp.int32(now[1]))
+            now[0], report = steps(now[0], now[1])
             return jax.block_until_ready(report)
 
         losses[members] = np.ravel(run()["means"].values["nll"])[0]
@@ -326,10 +334,10 @@ def started(shape: Shape, steps: int, **environment: str) -> dict[str, Any]:
 def child(shape: dict[str, Any], steps: int, started: float) -> None:
     """Takes training steps; prints the seconds from `started` (Unix time) to the first two, and a hash of the end."""
     faulthandler.dump_traceback_later(GRACE, exit=True)
-    state, batches, numbers, static = training_run(Shape(**shape))
+    state, steps_until = training_run(Shape(**shape))
     seconds = []
     for until in (1, 2, steps):
-        state, report = jax.block_until_ready(train_steps(state, jnp.int32(until), batches, numbers, {}, **static))
+        state, report = jax.block_until_ready(steps_until(state, until))
         seconds.append(time.time() - started)
     digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(state.params))))
     nll = float(report["means"].values["nll"])

@@ -24,7 +24,7 @@ def training(vocab_size: int, hidden: int, batch: int, steps: int, **options: An
     import optax
     from flax import nnx
 
-    from rnn_lm.nn.losses import cross_entropy
+    from rnn_lm import cross_entropy
     from rnn_lm.nn.models import RNNLM
 
     model = RNNLM(vocab_size, hidden, rngs=nnx.Rngs(0), **options)
@@ -58,28 +58,53 @@ def experiment(path: str, text: str) -> Work:
     import jax
     import jax.numpy as jnp
 
+    try:
+        state, steps = _steps_of_programs(path, text)
+    except ImportError:
+        state, steps = _steps_of_configs(path, text)
+    step = 0
+
+    def run(count: int) -> None:
+        nonlocal state, step
+        step += count
+        state, report = jax.block_until_ready(steps(state, jnp.int32(step)))
+        if not report["finite"]:
+            raise FloatingPointError("training diverged")  # and would take no further steps
+
+    return run
+
+
+def _steps_of_programs(path: str, text: str) -> tuple[Any, Callable[..., Any]]:
+    from rnn_lm.config import load_config
     from rnn_lm.data.corpus import load_corpus
-    from rnn_lm.training.config import load_config
-    from rnn_lm.training.loop import batches_of, static_of
-    from rnn_lm.training.run import Run, new_state
+    from rnn_lm.program import batches_of
+    from rnn_lm.training.run import Run
+    from rnn_lm.training.step import new_state, train_steps
+
+    config = load_config(path)
+    config.corpus.path = text
+    its = Run(config, Path(), load_corpus(**config.corpus))
+    given = {"batches": batches_of(its.program, its.corpus), "numbers": its.numbers, "program": its.program}
+    return new_state(its.program, its.numbers), partial(train_steps, **given)
+
+
+def _steps_of_configs(path: str, text: str) -> tuple[Any, Callable[..., Any]]:
+    """Until version 0.1 had `rnn_lm.program`."""
+    import jax.numpy as jnp
+    from rnn_lm.training.config import load_config  # type: ignore[import-not-found]
+
+    from rnn_lm.data.corpus import load_corpus
+    from rnn_lm.training.loop import batches_of, static_of  # type: ignore[attr-defined]
+    from rnn_lm.training.run import Run, new_state  # type: ignore[attr-defined]
     from rnn_lm.training.step import train_steps
 
     config = load_config(path)
     config.corpus.path = text
     corpus = load_corpus(**config.corpus)
-    its = Run(config, None, corpus)
+    its: Any = Run(config, Path(), corpus)
     numbers = {name: jnp.float32(value) for name, value in its.numbers().items()}
-    options = {"batches": batches_of(config, corpus), "numbers": numbers, "keys": its.keys(), **static_of(its)}
-    state, step = new_state(config, len(corpus.vocabulary)), 0
-
-    def run(count: int) -> None:
-        nonlocal state, step
-        step += count
-        state, report = jax.block_until_ready(train_steps(state, jnp.int32(step), **options))
-        if not report["finite"]:
-            raise FloatingPointError("training diverged")  # and would take no further steps
-
-    return run
+    given = {"batches": batches_of(config, corpus), "numbers": numbers, "keys": its.keys(), **static_of(its)}
+    return new_state(config, len(corpus.vocabulary)), partial(train_steps, **given)
 
 
 def sampling(cell: str, vocab_size: int, hidden: int, texts: int, length: int) -> Work:

@@ -21,12 +21,12 @@ import zstandard
 from absl import app, flags, logging
 
 import rnn_lm
+from rnn_lm.compression.compress import compress
 from rnn_lm.data.corpus import read_files, read_source, text_split
 from rnn_lm.errors import UserError
-from rnn_lm.inference.compress import compress
 from rnn_lm.inference.evaluate import evaluate
 from rnn_lm.ngram import NGramLM
-from rnn_lm.training.run_folder import NGRAM, read_config
+from rnn_lm.runs.folder import NGRAM, read_config
 
 flags.DEFINE_string("workdir", "runs/char", "the folder of a trained run")
 flags.DEFINE_string("text", "", "a file to read in place of the run's test split")

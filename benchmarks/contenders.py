@@ -13,8 +13,8 @@ import optax
 from flax import nnx
 
 from benchmarks.common import Shape
-from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.output import cross_entropy
 
 Loss = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]  # params, carry, inputs, labels → nll, carry
 

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.common import interleaved, machine, save, table
+from rnn_lm.config import complete_config, tokens_per_step
 from rnn_lm.data.corpus import Corpus, Split
 from rnn_lm.data.vocabulary import Vocabulary
-from rnn_lm.training.config import complete_config, tokens_per_step
-from rnn_lm.training.loop import batches_of, static_of
-from rnn_lm.training.run import Run, new_state
-from rnn_lm.training.step import train_steps, train_steps_side_by_side
-from rnn_lm.training.sweep import use_all_cores
+from rnn_lm.members import Members
+from rnn_lm.program import batches_of
+from rnn_lm.sweeps.sweep import use_all_cores
+from rnn_lm.training.run import Run
+from rnn_lm.training.step import new_state, train_steps
 
 MEMBERS, V = 32, 65
 CELLS = ("elman", "gru", "lstm")
@@ -61,44 +61,28 @@ def runs_of(cell: str, count: int) -> list[Run]:
 def one_after_the_other(runs: list[Run], steps: int) -> Callable[[], None]:
     """So many steps of every run, on all devices."""
     devices = jax.local_devices()
-    size, until = len(runs[0].corpus.vocabulary), [0] * len(runs)
-    states: list[Any] = [None] * len(runs)
-    dispatch: list[Any] = [None] * len(runs)
+    contenders: list[Any] = [None] * len(runs)
 
     def work(device_number: int) -> None:
         with jax.default_device(devices[device_number]):
             for i in range(device_number, len(runs), len(devices)):
-                run = runs[i]
-                if states[i] is None:
-                    states[i] = new_state(run.config, size)
-                    numbers = {name: jnp.float32(value) for name, value in run.numbers().items()}
-                    given = {"batches": batches_of(run.config, run.corpus), "numbers": numbers, "keys": {}}
-                    dispatch[i] = partial(train_steps, **given, **static_of(run))
-                until[i] += steps
-                states[i], report = dispatch[i](states[i], jnp.int32(until[i]))
-                jax.block_until_ready(report)
+                contenders[i] = contenders[i] or at_once(runs[i : i + 1], steps)
+                contenders[i]()
 
     pool = ThreadPoolExecutor(len(devices))
     return lambda: [*pool.map(work, range(min(len(devices), len(runs))))] and None
 
 
-def side_by_side(runs: list[Run], steps: int) -> Callable[[], None]:
+def at_once(runs: list[Run], steps: int) -> Callable[[], None]:
     """The same of all as one program."""
-    states = [new_state(run.config, len(run.corpus.vocabulary)) for run in runs]
-    numbers = [run.numbers() for run in runs]
-    dispatch = partial(
-        train_steps_side_by_side,
-        batches=batches_of(runs[0].config, runs[0].corpus),
-        seeds=jnp.array([run.config.seed for run in runs], jnp.int32),
-        numbers={name: jnp.array([its[name] for its in numbers], jnp.float32) for name in numbers[0]},
-        keys={},
-        **static_of(runs[0]),
-    )
-    now = [jax.tree.map(lambda *lanes: jnp.stack(lanes), *states), 0]
+    members, program = Members(len(runs)), runs[0].program
+    batches, numbers = batches_of(program, runs[0].corpus), members.stack([run.numbers for run in runs])
+    now: list[Any] = [members.stack([new_state(program, run.numbers) for run in runs]), 0]
 
     def go() -> None:
         now[1] += steps
-        now[0], report = dispatch(now[0], jnp.int32(now[1]))
+        state, until = now
+        now[0], report = train_steps(state, jnp.int32(until), batches, numbers, program=program, members=members)
         jax.block_until_ready(report)
 
     return go
@@ -112,7 +96,7 @@ def measure_cells(seconds: float, steps: int) -> list[dict[str, Any]]:
         contenders = {
             "alone": one_after_the_other(runs[:1], steps),
             "sequential": one_after_the_other(runs, steps),
-            "vmap": side_by_side(runs, steps),
+            "vmap": at_once(runs, steps),
         }
         for run in contenders.values():
             run()
@@ -134,7 +118,7 @@ def measure_sizes(cell: str, seconds: float, steps: int) -> list[dict[str, Any]]
     for size in SIZES:
         contenders = {
             "sequential": one_after_the_other(runs[:size], steps),
-            "vmap": side_by_side(runs[:size], steps),
+            "vmap": at_once(runs[:size], steps),
         }
         for run in contenders.values():
             run()

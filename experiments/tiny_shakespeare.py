@@ -1,4 +1,4 @@
-"""char-rnn's sample text, to compare with what others report on it.
+"""char-rnn's sample text, to compare with published results.
 
     python run.py --config=experiments/tiny_shakespeare.py
 
@@ -12,15 +12,15 @@ def get_config():
     config = default_config()
     config.corpus.source = "tiny_shakespeare"  # 1.1 million characters, used by char-rnn and nanoGPT
     config.corpus.valid_fraction = 0.1  # the last 10 %, as in nanoGPT
-    config.corpus.test_fraction = 0.0  # theirs has no test split
-    config.model.cell = "lstm"  # char-rnn's
-    config.model.num_layers = 2  # char-rnn's
-    config.model.num_hiddens = 128  # units; char-rnn's
-    config.batch_size = 50  # char-rnn's
+    config.corpus.test_fraction = 0.0  # nanoGPT has no test split
+    config.model.cell = "lstm"  # as in char-rnn
+    config.model.num_layers = 2  # as in char-rnn
+    config.model.num_hiddens = 128  # units; as in char-rnn
+    config.batch_size = 50  # as in char-rnn
     config.segment_length = 50  # char-rnn's seq_length
-    config.steps = 8000  # updates: 20 million characters, 20 passes over the text, five minutes on two cores
-    config.optimizer.learning_rate = 6e-3  # of adam, as large as the cosine's end can settle
-    config.optimizer.schedule = "cosine"  # falls to zero at the last step
-    config.optimizer.warmup_steps = 100  # updates; lets so large a rate start safely
-    config.eval_every = 500  # updates: a sample every fifteen seconds
+    config.steps = 8000  # updates: 20 million characters, 20 passes, five minutes on two cores
+    config.optimizer.learning_rate = 6e-3  # for Adam; the largest that the cosine decay can still settle
+    config.optimizer.schedule = "cosine"  # decays to zero at the last step
+    config.optimizer.warmup_steps = 100  # updates; makes such a large rate safe at the start
+    config.eval_every = 500  # updates: an evaluation and a sample every fifteen seconds
     return config

@@ -10,31 +10,31 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rnn_lm.config import default_config as default_config
     from rnn_lm.data.batches import Batches as Batches
     from rnn_lm.data.corpus import load_corpus as load_corpus
     from rnn_lm.data.vocabulary import Vocabulary as Vocabulary
     from rnn_lm.inference.evaluate import evaluate as evaluate
     from rnn_lm.inference.generate import generate as generate
     from rnn_lm.inference.score import score as score
+    from rnn_lm.mlp import MLPLM as MLPLM
     from rnn_lm.ngram import NGramLM as NGramLM
     from rnn_lm.nn.cell import Cell as Cell
     from rnn_lm.nn.cells import ElmanCell as ElmanCell
     from rnn_lm.nn.cells import GRUCell as GRUCell
     from rnn_lm.nn.cells import LSTMCell as LSTMCell
     from rnn_lm.nn.cells import LSTMState as LSTMState
-    from rnn_lm.nn.losses import cross_entropy as cross_entropy
-    from rnn_lm.nn.models import MLPLM as MLPLM
     from rnn_lm.nn.models import RNNLM as RNNLM
+    from rnn_lm.nn.output import cross_entropy as cross_entropy
     from rnn_lm.nn.recurrence import unroll as unroll
     from rnn_lm.nn.registry import register_cell as register_cell
     from rnn_lm.nn.stack import Stack as Stack
     from rnn_lm.nn.truncation import RandomizedTruncation as RandomizedTruncation
     from rnn_lm.nn.truncation import SegmentTruncation as SegmentTruncation
     from rnn_lm.nn.truncation import WindowTruncation as WindowTruncation
-    from rnn_lm.training.config import default_config as default_config
-    from rnn_lm.training.loop import train as train
-    from rnn_lm.training.run_folder import load as load
-    from rnn_lm.training.sweep import sweep as sweep
+    from rnn_lm.runs.load import load as load
+    from rnn_lm.sweeps.sweep import sweep as sweep
+    from rnn_lm.training.train import train as train
 
 STARTED = time.perf_counter()  # as near to the start of the process as we can see
 __version__ = "0.1.0"
@@ -52,8 +52,8 @@ _HOMES = {
     "WindowTruncation": "rnn_lm.nn.truncation",
     "RandomizedTruncation": "rnn_lm.nn.truncation",
     "RNNLM": "rnn_lm.nn.models",
-    "MLPLM": "rnn_lm.nn.models",
-    "cross_entropy": "rnn_lm.nn.losses",
+    "MLPLM": "rnn_lm.mlp",
+    "cross_entropy": "rnn_lm.nn.output",
     "NGramLM": "rnn_lm.ngram",
     "Batches": "rnn_lm.data.batches",
     "Vocabulary": "rnn_lm.data.vocabulary",
@@ -61,38 +61,12 @@ _HOMES = {
     "evaluate": "rnn_lm.inference.evaluate",
     "generate": "rnn_lm.inference.generate",
     "score": "rnn_lm.inference.score",
-    "default_config": "rnn_lm.training.config",
-    "train": "rnn_lm.training.loop",
-    "sweep": "rnn_lm.training.sweep",
-    "load": "rnn_lm.training.run_folder",
+    "default_config": "rnn_lm.config",
+    "train": "rnn_lm.training.train",
+    "sweep": "rnn_lm.sweeps.sweep",
+    "load": "rnn_lm.runs.load",
 }
-__all__ = [
-    "ElmanCell",
-    "GRUCell",
-    "LSTMCell",
-    "LSTMState",
-    "Cell",
-    "register_cell",
-    "Stack",
-    "unroll",
-    "SegmentTruncation",
-    "WindowTruncation",
-    "RandomizedTruncation",
-    "RNNLM",
-    "MLPLM",
-    "cross_entropy",
-    "NGramLM",
-    "Batches",
-    "Vocabulary",
-    "load_corpus",
-    "evaluate",
-    "generate",
-    "score",
-    "default_config",
-    "train",
-    "sweep",
-    "load",
-]
+__all__ = [*_HOMES]
 
 
 if not TYPE_CHECKING:  # or every name would be one to checkers

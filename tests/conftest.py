@@ -16,22 +16,22 @@ import pytest
 CHECKED = ["rnn_lm.nn", "rnn_lm.keys", "rnn_lm.data.batches", "rnn_lm.inference", "rnn_lm.training.optimizers",
            "rnn_lm.analysis"]  # fmt: skip
 with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
-    import rnn_lm.analysis.compare
     import rnn_lm.analysis.laboratory
+    import rnn_lm.compression.compress
     import rnn_lm.data.batches
-    import rnn_lm.inference.compress
     import rnn_lm.inference.evaluate
     import rnn_lm.inference.generate
     import rnn_lm.inference.mixture
     import rnn_lm.inference.score
     import rnn_lm.nn.recurrence
+    import rnn_lm.sweeps.rivals
     import rnn_lm.training.optimizers  # noqa: F401
 
 import jax
 import numpy as np
 
-from rnn_lm.training.config import complete_config
-from rnn_lm.training.loop import train
+from rnn_lm.config import complete_config
+from rnn_lm.training.train import train
 
 
 @pytest.fixture(autouse=True)

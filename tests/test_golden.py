@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 import rnn_lm
+from rnn_lm.compression.archive import MAGIC, Header, machine
+from rnn_lm.compression.compress import decompress
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.errors import NewerFormat, UserError
 from rnn_lm.files import FORMAT, check_format, read_json, write_json
-from rnn_lm.inference.archive import MAGIC, Header, machine
-from rnn_lm.inference.compress import decompress
 from rnn_lm.ngram import NGramLM
+from rnn_lm.runs.checkpoints import Checkpoints
+from rnn_lm.runs.folder import NGRAM, read_summary
+from rnn_lm.sweeps.sweep import sweep
 from rnn_lm.training.baselines import fit_ngram
-from rnn_lm.training.checkpoints import Checkpoints
-from rnn_lm.training.loop import train
-from rnn_lm.training.run_folder import NGRAM, read_summary
-from rnn_lm.training.sweep import sweep
+from rnn_lm.training.train import train
 from tests.golden import make
 
 PACKED = sorted(Path(make.__file__).parent.glob("format_*.tar.xz"))
@@ -121,7 +121,7 @@ def test_every_file_has_a_number_and_a_newer_one_is_refused(golden):
 @pytest.mark.parametrize("number", [0, FORMAT + 1])
 def test_a_checkpoint_has_a_number_too(tmp_path, monkeypatch, number):
     with closing(Checkpoints(tmp_path)) as checkpoints:
-        monkeypatch.setattr("rnn_lm.training.checkpoints.FORMAT", number)
+        monkeypatch.setattr("rnn_lm.runs.checkpoints.FORMAT", number)
         checkpoints.save(1, {"a": np.ones(3)}, {"best": {"step": 1}})
     with closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
         if number > FORMAT:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,31 +11,101 @@ import pytest
 import rnn_lm
 
 ROOT = Path(rnn_lm.__file__).parent
-LAYERS = ["nn", "data", "ngram", "inference", "training", "analysis", "commands"]
-BESIDE = {"nn", "data", "ngram"}  # these do not know each other
+TOOLS = {"errors", "files", "interrupts", "keys", "members", "plugins", "fields"}  # that any room but nn may use
+# Which rooms each one knows. A room is a folder, or a module beside them.
+ARROWS = {
+    "nn": set(),
+    "data": set(),
+    "ngram": set(),
+    "plots": set(),
+    "mlp": {"nn"},
+    "config": {"nn"},
+    "inference": {"nn", "ngram"},
+    "analysis": {"nn"},
+    "compression": {"nn", "data", "inference"},
+    "program": {"nn", "data", "mlp"},
+    "runs": {"nn", "data", "ngram", "inference", "config", "program"},
+    "training": {"nn", "data", "ngram", "inference", "plots", "config", "program", "runs"},
+    "sweeps": {"nn", "data", "ngram", "inference", "config", "program", "runs", "training"},
+    "commands": {"data", "inference", "analysis", "compression", "plots", "config", "runs", "training", "sweeps"},
+}
+# Inside these a module knows only those that stand before it.
+INSIDE = {
+    "nn": ["initializers", "truncation", "arrays", "activations", "controls", "cell", "registry", "cells", "stack",
+           "checks", "scan", "cpu", "fused", "window", "recurrence", "output", "models"],
+    "runs": ["folder", "checkpoints", "record", "load"],
+    "training": ["tbptt", "optimizers", "step", "run", "memory", "progress", "baselines", "loop", "profile", "finish",
+                 "train"],
+    "sweeps": ["lists", "members", "results", "sweep", "rivals"],
+}  # fmt: skip
+CORE = {"nn", "program", "training.step", "training.loop", "training.optimizers"}
+LATER = {"commands", "sweeps", "compression", "analysis", "plots"}
+FILES = sorted(ROOT.rglob("*.py"))
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def name_of(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def imports(path, *, also_for_checkers=False):
+    """The modules that a module imports; those of ours by their full names."""
+    tree = ast.parse(path.read_text())
+    for block in [node for node in ast.walk(tree) if isinstance(node, ast.If)]:
+        if not also_for_checkers and "TYPE_CHECKING" in ast.unparse(block.test):
+            block.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            for name in node.names:
+                full = f"{node.module}.{name.name}"
+                yield full if full in MODULES else node.module
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def room_and_module(name):
+    _, room, *module = [*name.split("."), "", ""]
+    return room, module[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path):
-    layer = path.relative_to(ROOT).with_suffix("").parts[0]
-    for module in imports(path):
-        target = module.split(".")[1] if module.startswith("rnn_lm.") else None
-        if layer in LAYERS and target in LAYERS and target != layer:
-            assert LAYERS.index(target) < LAYERS.index(layer), f"{path} imports {module}"
-            assert not {layer, target} <= BESIDE, f"{path} imports {module}"
-        if layer == "nn":
-            assert module.split(".")[0] in {"jax", "flax", "jaxtyping", "rnn_lm"} | sys.stdlib_module_names, (
-                f"{path} imports {module}"
-            )
-            assert target in (None, "nn")
+    room, module = room_and_module(name_of(path))
+    if room not in ARROWS:
+        return
+    for imported in imports(path, also_for_checkers=True):
+        if room == "nn":
+            assert imported.split(".")[0] in {"jax", "flax", "jaxtyping", "rnn_lm"} | sys.stdlib_module_names
+        if not imported.startswith("rnn_lm."):
+            continue
+        target, inner = room_and_module(imported)
+        if target != room:
+            known = ARROWS[room] | (TOOLS if room != "nn" else set())
+            assert target in known, f"{path} imports {imported}"
+        elif room in INSIDE and module and inner and module != inner:
+            order = INSIDE[room]
+            assert order.index(inner) < order.index(module), f"{path} imports {imported}"
+
+
+def test_the_tools_know_no_room():
+    for name in TOOLS:
+        ours = {room_and_module(m)[0] for m in imports(MODULES[f"rnn_lm.{name}"]) if m.startswith("rnn_lm.")}
+        assert ours <= TOOLS, name
+
+
+def test_no_module_is_imported_in_a_circle_and_the_core_knows_no_later_room():
+    graph = {name: {m for m in imports(path) if m in MODULES} - {"rnn_lm"} for name, path in MODULES.items()}
+    graph["rnn_lm"] = set()  # loads lazily
+    TopologicalSorter(graph).prepare()  # raises CycleError
+    seen, left = set(), [name for name in MODULES if name.removeprefix("rnn_lm.").startswith(tuple(CORE))]
+    while left:
+        if (name := left.pop()) not in seen:
+            seen.add(name)
+            left += graph[name]
+    assert not {name for name in seen if room_and_module(name)[0] in LATER}
 
 
 def test_every_public_name_is_there():

@@ -14,17 +14,17 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import rnn_lm.inference.reading
+from rnn_lm.config import complete_config
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.inference import generate as generation
+from rnn_lm.members import Members
 from rnn_lm.nn import cpu
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.truncation import SegmentTruncation, WindowTruncation
-from rnn_lm.training.config import complete_config
-from rnn_lm.training.loop import batches_of, static_of
-from rnn_lm.training.run import Run, new_state
-from rnn_lm.training.step import train_steps, train_steps_side_by_side
+from rnn_lm.program import batches_of, program_of
+from rnn_lm.training.step import new_state, train_steps
 from tests.conftest import small_config
 from tests.nn.test_recurrence import assert_same, loss_of
 
@@ -49,18 +49,13 @@ def lowered(function, *args, platform, **kwargs):
     return function.trace(*args, **kwargs).lower(lowering_platforms=(platform,)).as_text()
 
 
-def step_program(corpus, lanes=0, **changes):
-    """`train_steps`, or several side by side, and what it is called with."""
+def step_program(corpus, members=1, **changes):
+    """What `train_steps`, of one or several members, is called with."""
     config = complete_config({"batch_size": B, "segment_length": 8, "model": {"num_hiddens": H}} | changes)
-    run = Run(config, None, corpus)
-    batches = batches_of(config, corpus)
-    numbers = {name: jnp.float32(value) for name, value in run.numbers().items()}
-    args = new_state(config, len(corpus.vocabulary)), numbers, run.keys()
-    if not lanes:
-        state, numbers, keys = args
-        return train_steps, (state, jnp.int32(2), batches, numbers, keys), static_of(run)
-    state, numbers, keys = jax.tree.map(lambda a: jnp.stack([a] * lanes), args)
-    return train_steps_side_by_side, (state, jnp.int32(2), batches, jnp.arange(lanes), numbers, keys), static_of(run)
+    program, numbers = program_of(config, len(corpus.vocabulary))
+    axis, numbers = Members(members), numbers.arrays()
+    state, numbers = axis.stack(members * [(new_state(program, numbers), numbers)])
+    return (state, jnp.int32(2), batches_of(program, corpus), numbers), {"program": program, "members": axis}
 
 
 PROGRAMS = {
@@ -78,27 +73,27 @@ PROGRAMS = {
 @pytest.mark.parametrize("platform", ACCELERATORS)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_training_step_for_an_accelerator_calls_no_foreign_code(small_corpus, name, platform):
-    function, args, static = step_program(small_corpus, **PROGRAMS[name])
-    assert "rnn_lm_" not in lowered(function, *args, platform=platform, **static)
+    args, static = step_program(small_corpus, **PROGRAMS[name])
+    assert "rnn_lm_" not in lowered(train_steps, *args, platform=platform, **static)
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["elman", "gru", "lstm", "tbptt", "remat"])
 def test_the_same_step_for_a_cpu_calls_it(small_corpus, name):
-    function, args, static = step_program(small_corpus, **PROGRAMS[name])
-    text = lowered(function, *args, platform="cpu", **static)
+    args, static = step_program(small_corpus, **PROGRAMS[name])
+    text = lowered(train_steps, *args, platform="cpu", **static)
     assert "rnn_lm_forward" in text and "rnn_lm_backward" in text
 
 
 @pytest.mark.parametrize("platform", ACCELERATORS)
-def test_nor_do_steps_side_by_side_an_evaluation_and_a_generation(small_corpus, platform):
-    function, args, static = step_program(small_corpus, lanes=2, **PROGRAMS["gru"])
-    assert "rnn_lm_" not in lowered(function, *args, platform=platform, **static)
+def test_nor_do_steps_of_several_members_an_evaluation_and_a_generation(small_corpus, platform):
+    args, static = step_program(small_corpus, members=2, **PROGRAMS["gru"])
+    assert "rnn_lm_" not in lowered(train_steps, *args, platform=platform, **static)
     model = RNNLM(7, H, rngs=nnx.Rngs(0), cell="gru")
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, weights = nnx.split(model)
     tokens = jnp.zeros((T, B), jnp.int32)
     read = lowered(
-        rnn_lm.inference.reading._read_window, graphdef, rest, params, model.initialize_carry(B), tokens, tokens,
+        rnn_lm.inference.reading._read_window, graphdef, Members(1), weights, model.initialize_carry(B), tokens, tokens,
         jnp.ones((T, B), bool), platform=platform,
     )  # fmt: skip
     assert "while" in read and "rnn_lm_" not in read

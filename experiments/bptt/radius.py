@@ -5,7 +5,7 @@
     python run.py --config=experiments/bptt/radius.py --config.model.initial_radius=1.5 --workdir=runs/radius-1.5
     python run.py inspect --workdir=runs/radius-1.5
 
-With --config.steps=1, in a --workdir of its own, `inspect` sees the start. docs/bptt.md has the results.
+To inspect the start of training, use --config.steps=1 and another --workdir. Results: docs/bptt.md.
 Without a network, give the text: --config.corpus.path=timemachine.txt
 """
 
@@ -15,15 +15,15 @@ from rnn_lm import default_config
 def get_config():
     config = default_config()
     config.corpus.source = "time_machine"  # the book's text
-    config.corpus.normalize = "letters"  # the book's: 28 entries
+    config.corpus.normalize = "letters"  # as in the book: 28 entries
     config.corpus.valid_fraction = 0.1  # 17 000 characters
     config.corpus.test_fraction = 0.1  # the same
-    config.model.cell = "elman"  # the chapter's: nothing stands between the gradient and the powers of W_hh but tanh
+    config.model.cell = "elman"  # as in the chapter: gradients are powers of W_hh, apart from tanh
     config.model.num_hiddens = 256  # units
-    config.model.initial_radius = 1.0  # of W_hh, a random orthogonal matrix times this
-    config.segment_length = 64  # tokens; long enough that 0.5 and 1.5 to that power mean something
-    config.optimizer.clip_norm = 1.0  # without it 1.5 does not survive its first steps
-    config.optimizer.learning_rate = 1e-3  # of adam
-    config.steps = 2000  # updates, half a minute on two cores
-    config.log_every = 20  # updates, so that the plot of clipping shows the start
+    config.model.initial_radius = 1.0  # W_hh starts as a random orthogonal matrix times this
+    config.segment_length = 64  # tokens; enough for 0.5 and 1.5 to this power to matter
+    config.optimizer.clip_norm = 1.0  # without it a radius of 1.5 diverges in the first steps
+    config.optimizer.learning_rate = 1e-3  # for Adam
+    config.steps = 2000  # updates: half a minute on two cores
+    config.log_every = 20  # updates; often, so that the clipping plot shows the start
     return config

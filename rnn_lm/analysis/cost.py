@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 
 MAX_BYTES = 4e9  # of a gradient that is run, not only compiled
@@ -25,7 +24,7 @@ def loss_of(graphdef: nnx.GraphDef, *, remat: int | Literal["sqrt"] | None = Non
     def loss(params: Any, carry: Any, tokens: Int[Array, "T B"]) -> tuple[Float[Array, ""], Any]:
         model = nnx.merge(graphdef, params)
         carry, h = model.hidden(carry, tokens, remat=remat)
-        return cross_entropy(model.output(h), tokens).sum(), carry
+        return model.nll(h, tokens).sum(), carry
 
     return loss
 

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, Key
 from rnn_lm.errors import UserError
 from rnn_lm.keys import named_key
 from rnn_lm.nn.arrays import named_leaves
-from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.stack import states_by_letter
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
@@ -82,7 +81,7 @@ def _norms_by_lag(graphdef: nnx.GraphDef, params: Any, batch: Minibatch) -> dict
                 return jax.tree.map(jnp.add, model.cell(carry, x)[0], added), None
 
             last, _ = jax.lax.scan(step, carry, (inputs, added))
-            return cross_entropy(model.output(model.cell.output(last)), label[None]).sum()
+            return model.nll(model.cell.output(last), label[None]).sum()
 
         adjoints = states_by_letter(model.cell, jax.grad(loss)(nothing))
         return {letter: _norm(jnp.concatenate(layers, axis=2)[:, 0])[::-1] for letter, layers in adjoints.items()}
@@ -151,7 +150,7 @@ def _gradient(graphdef: nnx.GraphDef, params: Any, batch: Minibatch, truncation:
     def loss(params: Any) -> Float[Array, ""]:
         model = nnx.merge(graphdef, params)
         _, h = model.hidden(batch.carry, batch.inputs, truncation=truncation)
-        return cross_entropy(model.output(h), batch.labels).mean()
+        return model.mean_nll(h, batch.labels)
 
     return jax.grad(loss)(params)
 

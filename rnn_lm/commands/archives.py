@@ -8,17 +8,15 @@ from importlib.util import find_spec
 from io import BufferedIOBase
 from pathlib import Path
 
-from absl import flags as absl_flags
-
-from rnn_lm.commands.flags import FlagValues
+from rnn_lm.commands.flags import FlagValues, define
 from rnn_lm.errors import UserError
 from rnn_lm.files import replacing, temporary_name
 from rnn_lm.interrupts import Stopped, deferred_signals
 
 
 def define_file_flags(flags: FlagValues) -> None:
-    absl_flags.DEFINE_string("workdir", None, "the folder of a trained run", flag_values=flags)
-    absl_flags.DEFINE_bool("force", False, "replace OUT if it exists", flag_values=flags)
+    define(flags, "workdir", None, "the folder of a trained run")
+    define(flags, "force", False, "replace OUT if it exists")
 
 
 def check(source: Path, target: Path, *, force: bool) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
 from rnn_lm.commands.train import number
-from rnn_lm.training.progress import format_seconds, load_plots
+from rnn_lm.plots import can_draw
+from rnn_lm.training.progress import format_seconds
 
 NAMES = {"mlp": "MLP", "elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
@@ -26,7 +27,7 @@ def run(flags: FlagValues) -> str:
     config = config_of(flags)
     workdir = Path(flags.workdir or Path("runs") / f"{Path(flags.config).stem}-compare")
 
-    from rnn_lm.analysis.compare import RESULT, compare
+    from rnn_lm.sweeps.rivals import RESULT, compare
 
     result = compare(config, workdir, lambda what: print(f"=== {what}", file=sys.stderr, flush=True))
     pictures = _draw(workdir / "plots", result)
@@ -83,9 +84,11 @@ def _line(shown: str, row: dict[str, Any]) -> str:
 
 
 def _draw(folder: Path, result: dict[str, Any]) -> list[Path]:
-    if (plots := load_plots()) is None:
+    if not can_draw():
         return []
-    paths = [folder / f"{name}.png" for name in plots.COMPARISON]
+    from rnn_lm.plots.rivals import COMPARISON
+
+    paths = [folder / f"{name}.png" for name in COMPARISON]
     for path in paths:
-        plots.COMPARISON[path.stem](path, result, names_of(result))
+        COMPARISON[path.stem](path, result, names_of(result))
     return paths

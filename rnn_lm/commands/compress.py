@@ -8,10 +8,8 @@ kept as it is. Prints one JSON line: "input_bytes", "output_bytes", "bits_per_ch
 
 from pathlib import Path
 
-from absl import flags as absl_flags
-
 from rnn_lm.commands.archives import check, define_file_flags, opened
-from rnn_lm.commands.flags import FlagValues, define_dynamic_flag, define_mix_flag, required
+from rnn_lm.commands.flags import FlagValues, define, define_dynamic_flag, define_mix_flag, required
 from rnn_lm.files import dumps
 
 ARGUMENTS = ("IN", "OUT")
@@ -22,15 +20,15 @@ def define_flags(flags: FlagValues) -> None:
     define_mix_flag(flags)
     define_dynamic_flag(flags)
     about = "decode the archive and compare it with the file before it is kept, which doubles the time"
-    absl_flags.DEFINE_bool("verify", True, about, flag_values=flags)
+    define(flags, "verify", True, about)
 
 
 def run(flags: FlagValues, given: str, wanted: str) -> str:
     workdir = Path(required(flags, "workdir", "runs/char"))
     check(Path(given), Path(wanted), force=flags.force)
 
-    from rnn_lm.inference.compress import compress
-    from rnn_lm.training.run_folder import load
+    from rnn_lm.compression.compress import compress
+    from rnn_lm.runs.load import load
 
     model, vocabulary = load(workdir, mix=flags.mix)
     total = Path(given).stat().st_size * (1 + flags.verify)

@@ -22,9 +22,9 @@ def run(flags: FlagValues, given: str, wanted: str) -> str:
     workdir = Path(required(flags, "workdir", "runs/char"))
     check(Path(given), Path(wanted), force=flags.force)
 
-    from rnn_lm.inference.archive import Header
-    from rnn_lm.inference.compress import decompress
-    from rnn_lm.training.run_folder import load
+    from rnn_lm.compression.archive import Header
+    from rnn_lm.compression.compress import decompress
+    from rnn_lm.runs.load import load
 
     with Path(given).open("rb") as source:
         header = _of_file(given, Header.read, source)

@@ -10,9 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from absl import flags as absl_flags
-
-from rnn_lm.commands.flags import FlagValues, define_dynamic_flag, define_mix_flag, define_text_flags, required
+from rnn_lm.commands.flags import FlagValues, define, define_dynamic_flag, define_mix_flag, define_text_flags, required
 from rnn_lm.errors import UserError
 
 
@@ -20,7 +18,7 @@ def define_flags(flags: FlagValues) -> None:
     define_text_flags(flags)
     define_mix_flag(flags)
     define_dynamic_flag(flags)
-    absl_flags.DEFINE_integer("reset_every", 1000, "tokens between resets in the second measurement", flag_values=flags)
+    define(flags, "reset_every", 1000, "tokens between resets in the second measurement")
 
 
 def run(flags: FlagValues) -> str:
@@ -36,7 +34,8 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.commands.texts import text_of, warn
     from rnn_lm.files import dumps
     from rnn_lm.inference.evaluate import evaluate, figures, runs_away
-    from rnn_lm.training.run_folder import load, read_config
+    from rnn_lm.runs.folder import read_config
+    from rnn_lm.runs.load import load
 
     model, vocabulary = load(workdir, mix=flags.mix)
     text = text_of(workdir, vocabulary, flags.text, strict=flags.strict)

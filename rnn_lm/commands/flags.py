@@ -7,8 +7,9 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from rnn_lm.config import check_config, load_config, set_field
 from rnn_lm.errors import UserError
-from rnn_lm.training.config import FIELDS, Field, check_config, load_config, set_field
+from rnn_lm.fields import FIELDS, Field
 
 FlagValues = absl_flags.FlagValues
 
@@ -29,11 +30,12 @@ def parse(arguments: list[str], module: ModuleType) -> tuple[FlagValues, list[st
     flags.set_gnu_getopt(True)  # flags may stand after them
     module.define_flags(flags)
     about = "a Python module or file to load first, such as one that registers a cell; may be given more than once"
-    absl_flags.DEFINE_multi_string("import", [], about, flag_values=flags)
+    define(flags, "import", [], about)
     names = list(flags)
     with_config = "config" in names
     if with_config:
-        _define_fields(flags)
+        for name, field in FIELDS.items():
+            define(flags, f"config.{name}", field.default, field.help)
     if any(argument in ("--help", "-h", "-help") for argument in arguments):
         raise Help(_help(flags, names, module.__doc__ or "", with_config))
     try:
@@ -49,13 +51,24 @@ def parse(arguments: list[str], module: ModuleType) -> tuple[FlagValues, list[st
     return flags, rest
 
 
+def define(flags: FlagValues, name: str, default: Any, about: str) -> None:
+    """A flag of the default's type. None is a string that may be missing, a list may be given more than once."""
+    kinds: dict[type, Any] = {
+        bool: absl_flags.DEFINE_bool,
+        int: absl_flags.DEFINE_integer,
+        float: absl_flags.DEFINE_float,
+        list: absl_flags.DEFINE_multi_string,
+    }
+    kinds.get(type(default), absl_flags.DEFINE_string)(name, default, about, flag_values=flags)
+
+
 def define_text_flags(
     flags: FlagValues, about_text: str = "a UTF-8 file, folder or glob to read instead of the run's test split"
 ) -> None:
     """Of the verbs that read a text with a trained model."""
-    absl_flags.DEFINE_string("workdir", None, "the folder of a trained run", flag_values=flags)
-    absl_flags.DEFINE_multi_string("text", [], f"{about_text}; may be given more than once", flag_values=flags)
-    absl_flags.DEFINE_bool("strict", False, "refuse a text with tokens that the vocabulary lacks", flag_values=flags)
+    define(flags, "workdir", None, "the folder of a trained run")
+    define(flags, "text", [], f"{about_text}; may be given more than once")
+    define(flags, "strict", False, "refuse a text with tokens that the vocabulary lacks")
 
 
 def define_mix_flag(flags: FlagValues) -> None:
@@ -65,16 +78,14 @@ def define_mix_flag(flags: FlagValues) -> None:
 
 def define_dynamic_flag(flags: FlagValues) -> None:
     about = "go on learning from the text while it is read (dynamic evaluation); the run stays as it is"
-    absl_flags.DEFINE_bool("dynamic", False, about, flag_values=flags)
+    define(flags, "dynamic", False, about)
 
 
 def define_config_flags(flags: FlagValues, about_workdir: str) -> None:
     """Of the verbs that train; `config_of` reads the first."""
-    absl_flags.DEFINE_string(
-        "config", None, "the experiment: a Python file with get_config() (and, for sweep, sweep())", flag_values=flags
-    )
+    define(flags, "config", None, "the experiment: a Python file with get_config() (and, for sweep, sweep())")
     about = f"{about_workdir} where it is not given, NAME being the config file's"
-    absl_flags.DEFINE_string("workdir", None, about, flag_values=flags)
+    define(flags, "workdir", None, about)
 
 
 def required(flags: FlagValues, name: str, example: str) -> str:
@@ -93,17 +104,6 @@ def config_of(flags: FlagValues):
             set_field(config, name, flags[f"config.{name}"].value)
     check_config(config)
     return config
-
-
-def _define_fields(flags: FlagValues) -> None:
-    define: dict[type, Any] = {
-        bool: absl_flags.DEFINE_boolean,
-        int: absl_flags.DEFINE_integer,
-        float: absl_flags.DEFINE_float,
-        str: absl_flags.DEFINE_string,
-    }
-    for name, field in FIELDS.items():
-        define[type(field.default)](f"config.{name}", field.default, field.help, flag_values=flags)
 
 
 def _help(flags: FlagValues, names: list[str], about: str, with_config: bool) -> str:

@@ -5,28 +5,20 @@ Prints the prompt, exactly N more tokens and a newline; several samples as JSON 
 
 from pathlib import Path
 
-from absl import flags as absl_flags
-
-from rnn_lm.commands.flags import FlagValues, define_mix_flag, required
+from rnn_lm.commands.flags import FlagValues, define, define_mix_flag, required
 from rnn_lm.errors import UserError
 
 
 def define_flags(flags: FlagValues) -> None:
-    absl_flags.DEFINE_string("workdir", None, "the folder of a trained run", flag_values=flags)
-    absl_flags.DEFINE_string(
-        "prompt", None, "the text to go on from; not given: the most frequent token", flag_values=flags
-    )
-    absl_flags.DEFINE_integer("length", 500, "N: how many tokens to add", flag_values=flags)
-    absl_flags.DEFINE_float(
-        "temperature", 1.0, "below 1 is safer, above 1 wilder; 0 takes the likeliest token each time", flag_values=flags
-    )
-    absl_flags.DEFINE_integer("top_k", 0, "draw from the k likeliest tokens only; 0: all", flag_values=flags)
-    absl_flags.DEFINE_float(
-        "top_p", 1.0, "draw from the likeliest tokens that make up this probability only; 1: all", flag_values=flags
-    )
-    absl_flags.DEFINE_integer("seed", 0, "the same seed gives the same text", flag_values=flags)
-    absl_flags.DEFINE_integer("num_samples", 1, "how many texts", flag_values=flags)
-    absl_flags.DEFINE_bool("strict", False, "refuse a prompt with tokens that the vocabulary lacks", flag_values=flags)
+    define(flags, "workdir", None, "the folder of a trained run")
+    define(flags, "prompt", None, "the text to go on from; not given: the most frequent token")
+    define(flags, "length", 500, "N: how many tokens to add")
+    define(flags, "temperature", 1.0, "below 1 is safer, above 1 wilder; 0 takes the likeliest token each time")
+    define(flags, "top_k", 0, "draw from the k likeliest tokens only; 0: all")
+    define(flags, "top_p", 1.0, "draw from the likeliest tokens that make up this probability only; 1: all")
+    define(flags, "seed", 0, "the same seed gives the same text")
+    define(flags, "num_samples", 1, "how many texts")
+    define(flags, "strict", False, "refuse a prompt with tokens that the vocabulary lacks")
     define_mix_flag(flags)
 
 
@@ -55,7 +47,7 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.files import dumps
     from rnn_lm.inference.generate import generate
     from rnn_lm.keys import named_key
-    from rnn_lm.training.run_folder import load
+    from rnn_lm.runs.load import load
 
     model, vocabulary = load(workdir, mix=flags.mix)
     prompt = vocabulary.decode([1]) if flags.prompt is None else flags.prompt

@@ -11,18 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from absl import flags as absl_flags
-
-from rnn_lm.commands.flags import FlagValues, define_text_flags, required
+from rnn_lm.commands.flags import FlagValues, define, define_text_flags, required
 from rnn_lm.errors import UserError
-from rnn_lm.training.progress import load_plots
+from rnn_lm.plots import can_draw
 
 
 def define_flags(flags: FlagValues) -> None:
     define_text_flags(flags)
-    absl_flags.DEFINE_integer(
-        "window", 128, "steps that are looked back; the time grows with its square", flag_values=flags
-    )
+    define(flags, "window", 128, "steps that are looked back; the time grows with its square")
 
 
 def run(flags: FlagValues) -> str:
@@ -33,8 +29,9 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.analysis.laboratory import Subject, inspect
     from rnn_lm.commands.texts import text_of
     from rnn_lm.files import write_json
-    from rnn_lm.training.metrics import read_metrics
-    from rnn_lm.training.run_folder import load, read_config
+    from rnn_lm.runs.folder import read_config
+    from rnn_lm.runs.load import load
+    from rnn_lm.runs.record import read_metrics
 
     started = time.perf_counter()
     model, vocabulary = load(workdir)
@@ -76,10 +73,12 @@ def run(flags: FlagValues) -> str:
 
 def _draw(folder: Path, sections: dict[str, Any]) -> list[Path]:
     """A picture of each section; the paths."""
-    if (plots := load_plots()) is None:
+    if not can_draw():
         return []
+    from rnn_lm.plots.laboratory import INSPECTION
+
     paths = []
     for name, section in sections.items():
         paths.append(folder / f"{name}.png")
-        plots.INSPECTION[name](paths[-1], section)
+        INSPECTION[name](paths[-1], section)
     return paths

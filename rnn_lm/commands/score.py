@@ -9,22 +9,16 @@ import math
 import sys
 from pathlib import Path
 
-from absl import flags as absl_flags
-
-from rnn_lm.commands.flags import FlagValues, define_mix_flag, define_text_flags, required
+from rnn_lm.commands.flags import FlagValues, define, define_mix_flag, define_text_flags, required
 from rnn_lm.errors import UserError
 
 
 def define_flags(flags: FlagValues) -> None:
     define_text_flags(flags, "a UTF-8 file, folder or glob, each line of which is a continuation")
-    absl_flags.DEFINE_string(
-        "prompt", None, "the text before; not given: the end of a line, or the most frequent token", flag_values=flags
-    )
-    absl_flags.DEFINE_multi_string(
-        "continuation", [], "what may come after it; give it once for each", flag_values=flags
-    )
-    absl_flags.DEFINE_bool("surprise", False, "show how many bits each token costs", flag_values=flags)
-    absl_flags.DEFINE_string("html", None, "a file: a page that shows the same, for a browser", flag_values=flags)
+    define(flags, "prompt", None, "the text before; not given: the end of a line, or the most frequent token")
+    define(flags, "continuation", [], "what may come after it; give it once for each")
+    define(flags, "surprise", False, "show how many bits each token costs")
+    define(flags, "html", None, "a file: a page that shows the same, for a browser")
     define_mix_flag(flags)
 
 
@@ -46,7 +40,7 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.files import dumps, write_text
     from rnn_lm.inference.evaluate import figures
     from rnn_lm.inference.score import score
-    from rnn_lm.training.run_folder import load
+    from rnn_lm.runs.load import load
 
     model, vocabulary = load(workdir, mix=flags.mix)
     prompt = flags.prompt

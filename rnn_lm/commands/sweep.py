@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags as absl_flags
-
-from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
+from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags
 from rnn_lm.commands.train import number
+from rnn_lm.config import load_sweep
 from rnn_lm.errors import UserError
+from rnn_lm.fields import FIELDS, short_name
 from rnn_lm.files import alone_in
-from rnn_lm.training.config import FIELDS, load_sweep, short_name
-from rnn_lm.training.progress import load_plots
+from rnn_lm.plots import can_draw
 
 MAX_ROWS = 40  # of the table; results.json has all
 
@@ -30,7 +29,7 @@ MAX_ROWS = 40  # of the table; results.json has all
 def define_flags(flags: FlagValues) -> None:
     define_config_flags(flags, "the sweep's folder; runs/NAME-sweep")
     about = "I/N: train only members number I, I + N, I + 2N, ... of the list, counted from 0"
-    absl_flags.DEFINE_string("shard", "0/1", about, flag_values=flags)
+    define(flags, "shard", "0/1", about)
 
 
 def run(flags: FlagValues) -> str:
@@ -42,8 +41,8 @@ def run(flags: FlagValues) -> str:
     command += [f"--import={name}" for name in flags["import"].value or ()]
     command += [f"--config.{field}={flags[f'config.{field}'].value}" for field in fields]
 
-    from rnn_lm.training.results import RESULTS, TABLE
-    from rnn_lm.training.sweep import sweep, use_all_cores
+    from rnn_lm.sweeps.results import RESULTS, TABLE
+    from rnn_lm.sweeps.sweep import sweep, use_all_cores
 
     use_all_cores()
     result = sweep(config, overrides, workdir, shard=shard, command=command)
@@ -115,16 +114,16 @@ def _cell(value: Any) -> str:
 
 
 def _draw(folder: Path, result: dict[str, Any]) -> list[Path]:
-    if load_plots() is None:
+    if not can_draw():
         return []
-    from rnn_lm import sweep_plots
-    from rnn_lm.training.metrics import read_metrics
+    from rnn_lm.plots.sweeps import learning_curves, loss_by_field
+    from rnn_lm.runs.record import read_metrics
 
     curves = {row["name"]: read_metrics(Path(row["workdir"])) for row in result["members"]}
     paths = [folder / "learning_curves.png"]
-    sweep_plots.learning_curves(paths[0], result, curves)
+    learning_curves(paths[0], result, curves)
     for field in dict.fromkeys(field for row in result["members"] for field in row["overrides"] if field != "seed"):
         path = folder / f"loss_by_{short_name(field)}.png"
-        if sweep_plots.loss_by_field(path, result, field):
+        if loss_by_field(path, result, field):
             paths.append(path)
     return paths

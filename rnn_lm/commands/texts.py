@@ -9,7 +9,7 @@ from pathlib import Path
 from rnn_lm.data.corpus import Split, read_files, text_split
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
-from rnn_lm.training.run_folder import corpus_of
+from rnn_lm.runs.load import corpus_of
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,21 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from absl import flags as absl_flags
-
-from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
+from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags
 from rnn_lm.plugins import IMPORTED
 
 
 def define_flags(flags: FlagValues) -> None:
     define_config_flags(flags, "the run's folder; runs/NAME")
     about = "before training, run a few extra steps, tell how long each part of a step takes, and write a trace here"
-    absl_flags.DEFINE_string("profile", "", about, flag_values=flags)
+    define(flags, "profile", "", about)
 
 
 def run(flags: FlagValues) -> str:
     config = config_of(flags)
     workdir = Path(flags.workdir or Path("runs") / Path(flags.config).stem)
 
-    from rnn_lm.training.loop import train
+    from rnn_lm.training.train import train
 
     profile = os.path.expanduser(flags.profile)
     return describe(train(config, workdir, profile=profile), workdir)

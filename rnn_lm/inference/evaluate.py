@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rnn_lm.inference.reading import MAX_LOGITS, read, read_side_by_side
+from rnn_lm.inference.reading import MAX_LOGITS, Window, read, read_and_learn
 from rnn_lm.nn.models import LanguageModel
 
 MAX_WINDOWS = 256  # side by side in one call
@@ -69,30 +69,37 @@ def evaluate(
         raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
     if dynamic and reset_every:
         raise ValueError("what is learned is not taken back: give either reset_every or dynamic")
+    if not dynamic:
+        return evaluate_members([model], ids, reset_every=reset_every, on_progress=on_progress)[0]
     total = Evaluation(0.0, 0)
-    for inputs, labels, valid in _cut(ids, reset_every, model.vocab_size):
-        carry = model.initialize_carry(inputs.shape[1])
-        for part, nats, largest in read(model, carry, inputs, labels, valid, dynamic=dynamic):
-            tokens = int(valid[part].sum())
+    for window in _cut(ids, 0, model.vocab_size):
+        for part, known in read_and_learn(model, *window):
+            tokens = int(window[-1][part].sum())
+            total += _evaluated(known, tokens)
             on_progress(tokens)
-            total += Evaluation(float(nats.sum()), tokens, largest)
     return total
 
 
-def evaluate_side_by_side(
-    models: Sequence[LanguageModel], ids: np.ndarray, *, reset_every: int = 0
+def evaluate_members(
+    models: Sequence[LanguageModel],
+    ids: np.ndarray,
+    *,
+    reset_every: int = 0,
+    on_progress: Callable[[int], Any] = lambda tokens: None,
 ) -> list[Evaluation]:
-    """`evaluate` of models that differ in their numbers only, several as one program (which rounds otherwise)."""
-    if len(models) == 1:
-        return [evaluate(models[0], ids, reset_every=reset_every)]
+    """`evaluate` of models that differ in their numbers only; several are one program, which rounds otherwise."""
     totals = [Evaluation(0.0, 0) for _ in models]
-    for inputs, labels, valid in _cut(ids, reset_every, len(models) * models[0].vocab_size):
-        for part, nats, largest in read_side_by_side(models, inputs, labels, valid):
-            tokens = int(valid[part].sum())
-            for lane in range(len(models)):
-                max_abs = {letter: float(values[lane]) for letter, values in largest.items()}
-                totals[lane] += Evaluation(float(nats[lane].sum()), tokens, max_abs)
+    for window in _cut(ids, reset_every, len(models) * models[0].vocab_size):
+        carry = models[0].initialize_carry(window[0].shape[1])
+        for part, windows in read(models, carry, *window):
+            tokens = int(window[-1][part].sum())
+            totals = [total + _evaluated(known, tokens) for total, known in zip(totals, windows, strict=True)]
+            on_progress(tokens)
     return totals
+
+
+def _evaluated(window: Window, tokens: int) -> Evaluation:
+    return Evaluation(float(window.nats.sum()), tokens, {name: float(x) for name, x in window.max_abs.items()})
 
 
 def _cut(ids: np.ndarray, reset_every: int, numbers: int) -> Iterator[list[np.ndarray]]:

@@ -10,6 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from rnn_lm.members import Members
+from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.models import LanguageModel
 
 CALL_STEPS = 2000  # tokens in one compiled call; between two of them a signal can end a long generation
@@ -38,28 +40,34 @@ def generate(
       top_k: only the k likeliest tokens are drawn; 0 is all.
       top_p: only the likeliest tokens that together have at least this probability are drawn; 1 is all.
     """
-    graphdef, weights = nnx.split(model)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_samples))
+    how: Any = {"num_samples": num_samples, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return generate_members([model], prompt, length, keys=[key], **how)[0]
+
+
+def generate_members(
+    models: Sequence[LanguageModel],
+    prompt: np.ndarray,
+    length: int,
+    *,
+    keys: Sequence[Key[Array, ""]],
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> list[np.ndarray]:
+    """`generate` of models that differ in their numbers only, each with its key."""
+    members = Members(len(models))
+    graphdefs, states = zip(*(nnx.split(model) for model in models), strict=True)
+    weights = members.stack(states)
+    of_samples = members.stack([jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_samples)) for key in keys])
     steps = min(length, CALL_STEPS)
-    draw = partial(_draw, graphdef, weights, keys, temperature, steps=steps, top_k=top_k, top_p=top_p)
-    carry, logits = _read(graphdef, weights, jnp.asarray(prompt, jnp.int32), num_samples=num_samples)
+    draw = partial(_draw, graphdefs[0], members, steps=steps, top_k=top_k, top_p=top_p)
+    state = _read(graphdefs[0], members, weights, jnp.asarray(prompt, jnp.int32), num_samples=num_samples)
     tokens = []
     for start in range(0, length, steps):
-        (carry, logits), drawn = draw((carry, logits), start)
-        tokens.append(np.asarray(drawn))
-    return np.concatenate(tokens)[:length].T
-
-
-def generate_side_by_side(
-    models: Sequence[LanguageModel], prompt: np.ndarray, length: int, *, keys: Sequence[Key[Array, ""]]
-) -> Int[np.ndarray, "M length"]:
-    """`generate` of one text by each of several models that differ in their numbers only, several as one program."""
-    if len(models) == 1:
-        return generate(models[0], prompt, length, key=keys[0])
-    graphdefs, weights = zip(*(nnx.split(model) for model in models), strict=True)
-    together = jax.tree.map(lambda *lanes: jnp.stack(lanes), *weights)
-    start = jnp.asarray(prompt, jnp.int32)
-    return np.asarray(_generate_side_by_side(graphdefs[0], together, start, jnp.stack(keys), length=length))
+        state, drawn = draw(weights, of_samples, state, temperature, start)
+        tokens.append(members.unstack(drawn))
+    return [np.concatenate(parts)[:length].T for parts in zip(*tokens, strict=True)]
 
 
 def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
@@ -79,58 +87,56 @@ def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Flo
     return jnp.where(keep, logits, -jnp.inf)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "num_samples"))
+@partial(jax.jit, static_argnames=("graphdef", "members", "num_samples"))
 def _read(
-    graphdef: nnx.GraphDef, weights: nnx.State, prompt: Int[Array, " P"], *, num_samples: int
-) -> tuple[Any, Float[Array, "B V"]]:
+    graphdef: nnx.GraphDef, members: Members, weights: nnx.State, prompt: Int[Array, " P"], *, num_samples: int
+) -> tuple[Carry, Float[Array, "*M B V"]]:
     """The state after the prompt and the logits of the next token, once for each sample."""
-    model = nnx.merge(graphdef, weights)
-    carry, logits = model(model.initialize_carry(1), prompt[:, None])
-    return jax.tree.map(lambda a: jnp.repeat(a, num_samples, axis=0), (carry, logits[-1]))
+
+    def one(weights: nnx.State) -> tuple[Carry, Float[Array, "B V"]]:
+        model = nnx.merge(graphdef, weights)
+        carry, logits = model(model.initialize_carry(1), prompt[:, None])
+        return jax.tree.map(lambda a: jnp.repeat(a, num_samples, axis=0), (carry, logits[-1]))
+
+    return members.map(one)(weights)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "length"))
-def _generate_side_by_side(
-    graphdef: nnx.GraphDef, weights: nnx.State, prompt: Int[Array, " P"], keys: Key[Array, " M"], *, length: int
-) -> Int[Array, "M length"]:
-    def one(weights: nnx.State, key: Key[Array, ""]) -> Int[Array, " length"]:
-        state, keys = _read(graphdef, weights, prompt, num_samples=1), jax.random.fold_in(key, 0)[None]
-        return _draw(graphdef, weights, keys, 1.0, state, 0, steps=length, top_k=0, top_p=1.0)[1][:, 0]
-
-    return jax.vmap(one)(weights, keys)
-
-
-@partial(jax.jit, static_argnames=("graphdef", "steps", "top_k", "top_p"))
+@partial(jax.jit, static_argnames=("graphdef", "members", "steps", "top_k", "top_p"))
 def _draw(
     graphdef: nnx.GraphDef,
+    members: Members,
     weights: nnx.State,
-    keys: Key[Array, " B"],
+    keys: Key[Array, "*M B"],
+    state: tuple[Carry, Float[Array, "*M B V"]],
     temperature: Float[Array, ""] | float,
-    state: tuple[Any, Float[Array, "B V"]],
     start: Int[Array, ""] | int,
     *,
     steps: int,
     top_k: int,
     top_p: float,
-) -> tuple[tuple[Any, Float[Array, "B V"]], Int[Array, "steps B"]]:
+) -> tuple[tuple[Carry, Float[Array, "*M B V"]], Int[Array, "*M steps B"]]:
     """Draws tokens number `start` to `start + steps` by one scan."""
-    model = nnx.merge(graphdef, weights)
 
-    def uniform(t):
-        return jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in, (0, None))(keys, t))
+    def one(weights: nnx.State, keys: Key[Array, " B"], state: tuple[Carry, Array]) -> tuple[Any, Array]:
+        model = nnx.merge(graphdef, weights)
 
-    def step(state, u):
-        carry, logits = state
-        logits = logits.at[:, 0].set(-jnp.inf)  # never <unk>
-        logits -= jnp.max(logits, axis=-1, keepdims=True)  # so that no temperature, however small, overflows
-        scaled = logits / jnp.where(temperature > 0, temperature, 1)
-        if top_k or top_p < 1:
-            scaled = keep_likeliest(scaled, top_k, top_p)
-        tokens = jnp.where(temperature > 0, _at_quantile(jnp.exp(scaled), u), jnp.argmax(logits, axis=-1))
-        carry, logits = model(carry, tokens[None])
-        return (carry, logits[0]), tokens
+        def uniform(t):
+            return jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in, (0, None))(keys, t))
 
-    return jax.lax.scan(step, state, jax.vmap(uniform)(start + jnp.arange(steps)))
+        def step(state, u):
+            carry, logits = state
+            logits = logits.at[:, 0].set(-jnp.inf)  # never <unk>
+            logits -= jnp.max(logits, axis=-1, keepdims=True)  # so that no temperature, however small, overflows
+            scaled = logits / jnp.where(temperature > 0, temperature, 1)
+            if top_k or top_p < 1:
+                scaled = keep_likeliest(scaled, top_k, top_p)
+            tokens = jnp.where(temperature > 0, _at_quantile(jnp.exp(scaled), u), jnp.argmax(logits, axis=-1))
+            carry, logits = model(carry, tokens[None])
+            return (carry, logits[0]), tokens
+
+        return jax.lax.scan(step, state, jax.vmap(uniform)(start + jnp.arange(steps)))
+
+    return members.map(one)(weights, keys, state)
 
 
 def _at_quantile(weights: Float[Array, "B V"], u: Float[Array, " B"]) -> Int[Array, " B"]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rnn_lm.inference.reading import nats_of
 from rnn_lm.ngram import ROOT, NGramLM
@@ -122,18 +122,18 @@ class Mixture(LanguageModel):
         context = self.trie.read(carry[1], tokens)
         return (inner, context if return_carries else context[-1]), (h, context)
 
-    def output(self, h: Any) -> Float[Array, "*batch V"]:
+    def logits(self, h: Any) -> Float[Array, "*batch V"]:
         network, context = h
         # λ of the longest context: its node is the largest, as longer n-grams stand further on in the list.
         odds = WEIGHT_SCALE * self.w_mix[self.bucket[context.max(axis=-1)]][..., None]
         # What the mixture costs teaches λ only, as the network would be left with what the n-grams do not know.
-        log_probs = jax.lax.stop_gradient(jax.nn.log_softmax(self.model.output(network)))
+        log_probs = jax.lax.stop_gradient(jax.nn.log_softmax(self.model.logits(network)))
         return jnp.logaddexp(
             jax.nn.log_sigmoid(odds) + log_probs, jax.nn.log_sigmoid(-odds) + jnp.log(self.trie.probs(context))
         )
 
-    def objective(self, h: Any, labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-        return self.model.objective(h[0], labels) + super().objective(h, labels)
+    def objective(self, h: Any, labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"]) -> Float[Array, ""]:
+        return self.model.objective(h[0], labels, mask) + super().objective(h, labels, mask)
 
 
 def fit_weights(model: LanguageModel, ngram: NGramLM, ids: Int[np.ndarray, "N"]) -> Float[np.ndarray, "n"]:

@@ -41,7 +41,7 @@ def score(
             labels[:size, column] = continuations[i]
             valid[:size, column] = True
         start = jax.tree.map(partial(jnp.repeat, repeats=shape[1], axis=0), carry)
-        columns = np.concatenate([part for _, part, _ in read(model, start, inputs, labels, valid)]).T
+        columns = np.concatenate([windows[0].nats for _, windows in read([model], start, inputs, labels, valid)]).T
         for i, column in zip(group, columns, strict=False):
             nats[i] = column[: len(continuations[i])]
     return nats

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from flax.typing import Dtype
 from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
+
+Carry: TypeAlias = Any  # the state that goes from step to step: an array, or a tuple or another pytree of them
 
 
 def product(x: Float[Array, "*batch K"], w: Float[Array, "K N"], dtype: Dtype | None) -> Float[Array, "*batch N"]:
@@ -62,7 +64,7 @@ def is_sharded(x: Array) -> bool:
     return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
-def divided_like(carry: Any, inputs: Array, batch_axes: int) -> Any:
+def divided_like(carry: Carry, inputs: Array, batch_axes: int) -> Carry:
     """The carry with its batch divided among devices as that of time-major inputs is, where their type says how."""
     if not is_sharded(inputs):
         return carry

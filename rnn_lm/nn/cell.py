@@ -10,25 +10,44 @@ units, V vocabulary, G gates.
 
 import inspect
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx import initializers
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int, Shaped
 
-from rnn_lm.nn.arrays import along_last, product, rows_of
+from rnn_lm.nn.activations import standardized
+from rnn_lm.nn.arrays import Carry, along_last, product, rows_of
+from rnn_lm.nn.initializers import glorot, orthogonal, zeros
 
-glorot, orthogonal, zeros = initializers.glorot_uniform(), initializers.orthogonal(), initializers.zeros_init()
 AnyClass = TypeVar("AnyClass", bound=type)
+State: TypeAlias = Float[Array, "*batch H"]
+Gates: TypeAlias = Float[Array, "*batch GH"]
+
+
+class CellOptions(TypedDict, total=False):
+    """What `Cell` takes beside its sizes and `rngs`, for constructors that hand it on."""
+
+    dtype: Dtype | None
+    param_dtype: Dtype
+    kernel_init: Initializer
+    recurrent_init: Initializer
+    bias_init: Initializer
 
 
 def show_signature(cls: AnyClass) -> AnyClass:
-    """Has `inspect.signature`, and so notebooks, show the constructor's parameters, which nnx's metaclass hides."""
-    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-    cls.__signature__ = signature.replace(parameters=[*signature.parameters.values()][1:])  # type: ignore[attr-defined]
+    """Has `inspect.signature`, and so notebooks, show all parameters of the constructor.
+
+    nnx's metaclass hides them, and in place of `**options` stand those that the parent's constructor takes by name.
+    """
+    _, *parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        named = {parameter.name for parameter in parameters}
+        of_parent = inspect.signature(cls.__mro__[1]).parameters.values()
+        parameters[-1:] = [p for p in of_parent if p.kind is p.KEYWORD_ONLY and p.name not in named]
+    cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return cls
 
 
@@ -97,11 +116,11 @@ class Cell(nnx.RNNCellBase):
         return init(key, shape, jnp.float32 if dtype.itemsize < 4 else dtype)
 
     # Positional-only, so that a subclass may name them as it likes.
-    def gates(self, carry: Any, projected: Float[Array, "*batch GH"], recurrent: Float[Array, "*batch GH"], /) -> Any:
+    def gates(self, carry: Carry, projected: Gates, recurrent: Gates, /) -> Carry:
         """The next carry, from the old one and the two products. It may reduce over units, never over the batch."""
         raise TypeError(f"{type(self).__name__} has no gates(carry, projected, recurrent); docs/own_cell.md shows how")
 
-    def project(self, x: Float[Array, "*batch D"] | Int[Array, "*batch"], /) -> Float[Array, "*batch GH"]:
+    def project(self, x: Float[Array, "*batch D"] | Int[Array, "*batch"], /) -> Gates:
         """`x w_xh + b_h`. Integers are token ids: they pick rows of `w_xh`, as the product with a one-hot would."""
         b_h = self.b_h[...]
         if not jnp.issubdtype(x.dtype, jnp.integer):
@@ -113,19 +132,19 @@ class Cell(nnx.RNNCellBase):
             return z + along_last(b_h, z)
         return rows_of(self._normalized(w_xh, self.scale_x) + b_h[None], x)  # V rows to add to are fewer than T·B
 
-    def recur(self, carry: Any, /) -> Float[Array, "*batch GH"]:
+    def recur(self, carry: Carry, /) -> Gates:
         """`h w_hh`."""
         return self.product(self.output(carry), self.w_hh[...])
 
-    def step(self, carry: Any, projected: Float[Array, "*batch GH"], /) -> Any:
+    def step(self, carry: Carry, projected: Gates, /) -> Carry:
         """The next carry, from the old one and the input's part."""
         return self.gates(carry, projected, self.recur(carry))
 
-    def output(self, carry: Any, /) -> Float[Array, "*batch H"]:
+    def output(self, carry: Carry, /) -> State:
         """What a carry shows to the outside: h."""
         return carry
 
-    def __call__(self, carry: Any, inputs: Shaped[Array, "..."]) -> tuple[Any, Array]:
+    def __call__(self, carry: Carry, inputs: Shaped[Array, "..."]) -> tuple[Carry, Array]:
         """One step of the `nnx.RNNCellBase` protocol: `(carry, inputs) -> (carry, output)`.
 
         Inputs are vectors where they have as many axes as the carry, and token ids where they have one fewer.
@@ -135,7 +154,7 @@ class Cell(nnx.RNNCellBase):
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
-    ) -> Any:
+    ) -> Carry:
         """The state before the first step, `[..., H]` for inputs `[..., D]`: zeros, or what `carry_init` draws."""
         shape = (*input_shape[:-1], self.hidden_features)
         if carry_init is None:
@@ -158,7 +177,7 @@ class Cell(nnx.RNNCellBase):
         self.scale_x = nnx.Param(jnp.ones_like(self.b_h[...]))
         self.scale_h = nnx.Param(jnp.ones_like(self.b_h[...]))
 
-    def _normalized(self, z: Float[Array, "*batch GH"], scale: nnx.Param[Array] | None) -> Float[Array, "*batch GH"]:
+    def _normalized(self, z: Gates, scale: nnx.Param[Array] | None) -> Gates:
         """With layer normalisation: mean 0 and variance 1 over the units of each gate, then scaled."""
         if scale is None:
             return z
@@ -166,13 +185,7 @@ class Cell(nnx.RNNCellBase):
         return standardized(gates).reshape(z.shape) * along_last(scale[...], z)
 
 
-def standardized(x: Float[Array, "*batch H"]) -> Float[Array, "*batch H"]:
-    """Mean 0 and variance 1 over the last axis: layer normalisation before its scale and shift."""
-    x = x - x.mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
-
-
-def are_ids(cell: nnx.RNNCellBase, carry: Any, inputs: Shaped[Array, "..."], steps: int = 0) -> bool:
+def are_ids(cell: nnx.RNNCellBase, carry: Carry, inputs: Shaped[Array, "..."], steps: int = 0) -> bool:
     """Whether inputs are token ids: they have one axis fewer than vectors beside this carry would have.
 
     `steps` is 1 where the inputs have a time axis in front. Of a `Cell` the rank is that of its output; other cells'
@@ -187,7 +200,7 @@ def are_ids(cell: nnx.RNNCellBase, carry: Any, inputs: Shaped[Array, "..."], ste
     return inputs.ndim - steps < min(ranks)
 
 
-def as_inputs(cell: Cell, carry: Any, inputs: Shaped[Array, "..."], steps: int = 0) -> Shaped[Array, "..."]:
+def as_inputs(cell: Cell, carry: Carry, inputs: Shaped[Array, "..."], steps: int = 0) -> Shaped[Array, "..."]:
     """Inputs as `Cell.project` wants them: ids int32, whole numbers that are vectors of the cell's `param_dtype`.
 
     Raises:

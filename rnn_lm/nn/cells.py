@@ -1,36 +1,16 @@
 """The three recurrent cells, one time step each: every cell is its equation."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.typing import Dtype, Initializer
-from jaxtyping import Array, Float
+from flax.typing import Initializer
+from jaxtyping import Array
 
+from rnn_lm.nn.activations import ACTIVATIONS, activated, sigmoid, standardized
 from rnn_lm.nn.arrays import along_last
-from rnn_lm.nn.cell import Cell, glorot, orthogonal, standardized, zeros
+from rnn_lm.nn.cell import Cell, CellOptions, Gates, State
 from rnn_lm.nn.registry import register_cell
-
-
-def identity(key: jax.Array, shape: tuple[int, int], dtype: Dtype = jnp.float32) -> Float[Array, "H H"]:
-    """The identity matrix: a start for `w_hh` of a relu cell (Le, Jaitly, Hinton 2015)."""
-    del key
-    return jnp.eye(*shape, dtype=dtype)
-
-
-def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Float[Array, "..."]:
-    """Uniform in ±1/√H, PyTorch's start for all parameters of a recurrent layer."""
-    bound = shape[-1] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def sigmoid(z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """1 / (1 + exp(−z)), as the tanh that it is: one polynomial, which compilers vectorise on CPU."""
-    return 0.5 * jnp.tanh(0.5 * z) + 0.5
-
-
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "identity": lambda z: z}
 
 
 @register_cell("elman")
@@ -52,37 +32,18 @@ class ElmanCell(Cell):
         hidden_features: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = glorot,
-        recurrent_init: Initializer = orthogonal,
-        bias_init: Initializer = zeros,
         layer_norm: bool = False,
         activation: str = "tanh",
+        **options: Unpack[CellOptions],
     ):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; it is one of {', '.join(ACTIVATIONS)}")
-        super().__init__(
-            in_features,
-            hidden_features,
-            rngs=rngs,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            recurrent_init=recurrent_init,
-            bias_init=bias_init,
-        )
+        super().__init__(in_features, hidden_features, rngs=rngs, **options)
         self.activation = activation
         if layer_norm:
             self._add_layer_norm()
 
-    def gates(
-        self,
-        carry: Float[Array, "*batch H"],
-        projected: Float[Array, "*batch H"],
-        recurrent: Float[Array, "*batch H"],
-        /,
-    ) -> Float[Array, "*batch H"]:
+    def gates(self, carry: State, projected: Gates, recurrent: Gates, /) -> State:
         """The next carry. The old one counts only through `recurrent`."""
         del carry
         return ACTIVATIONS[self.activation](projected + self._normalized(recurrent, self.scale_h))
@@ -114,38 +75,19 @@ class GRUCell(Cell):
         hidden_features: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = glorot,
-        recurrent_init: Initializer = orthogonal,
-        bias_init: Initializer = zeros,
         layer_norm: bool = False,
         reset_after: bool = True,
+        **options: Unpack[CellOptions],
     ):
         if layer_norm and not reset_after:
             raise ValueError("layer_norm goes with the reset after the product only; set reset_after=True")
-        super().__init__(
-            in_features,
-            hidden_features,
-            rngs=rngs,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            recurrent_init=recurrent_init,
-            bias_init=bias_init,
-        )
+        super().__init__(in_features, hidden_features, rngs=rngs, **options)
         self.reset_after = reset_after
-        self.b_hn: Any = nnx.Param(jnp.zeros((hidden_features,), param_dtype)) if reset_after else None
+        self.b_hn: Any = nnx.Param(jnp.zeros((hidden_features,), self.param_dtype)) if reset_after else None
         if layer_norm:
             self._add_layer_norm()
 
-    def gates(
-        self,
-        carry: Float[Array, "*batch H"],
-        projected: Float[Array, "*batch GH"],
-        recurrent: Float[Array, "*batch GH"],
-        /,
-    ) -> Float[Array, "*batch H"]:
+    def gates(self, carry: State, projected: Gates, recurrent: Gates, /) -> State:
         """The next carry, the reset after the product."""
         h, two = carry, 2 * self.hidden_features
         recurrent = self._normalized(recurrent, self.scale_h)
@@ -153,9 +95,7 @@ class GRUCell(Cell):
         n = jnp.tanh(projected[..., two:] + r * (recurrent[..., two:] + along_last(self.b_hn[...], recurrent)))
         return n + z * (h - n)
 
-    def step(
-        self, carry: Float[Array, "*batch H"], projected: Float[Array, "*batch GH"], /
-    ) -> Float[Array, "*batch H"]:
+    def step(self, carry: State, projected: Gates, /) -> State:
         """The next carry, from the old one and the input's part."""
         if self.reset_after:
             return super().step(carry, projected)
@@ -169,8 +109,8 @@ class GRUCell(Cell):
 class LSTMState(NamedTuple):
     """The carry of an `LSTMCell`: memory c and hidden state h, both [..., H]."""
 
-    c: Float[Array, "*batch H"]
-    h: Float[Array, "*batch H"]
+    c: State
+    h: State
 
 
 @register_cell("lstm")
@@ -198,42 +138,22 @@ class LSTMCell(Cell):
         hidden_features: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Dtype | None = None,
-        param_dtype: Dtype = jnp.float32,
-        kernel_init: Initializer = glorot,
-        recurrent_init: Initializer = orthogonal,
-        bias_init: Initializer = zeros,
         layer_norm: bool = False,
         forget_bias: float = 1.0,
+        **options: Unpack[CellOptions],
     ):
-        super().__init__(
-            in_features,
-            hidden_features,
-            rngs=rngs,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-            recurrent_init=recurrent_init,
-            bias_init=bias_init,
-        )
+        super().__init__(in_features, hidden_features, rngs=rngs, **options)
         b_f = slice(hidden_features, 2 * hidden_features)
         self.b_h[...] = self.b_h[...].at[b_f].add(forget_bias)
-        self.scale_c: Any = nnx.Param(jnp.ones((hidden_features,), param_dtype)) if layer_norm else None
-        self.b_c: Any = nnx.Param(jnp.zeros((hidden_features,), param_dtype)) if layer_norm else None
+        self.scale_c: Any = nnx.Param(jnp.ones((hidden_features,), self.param_dtype)) if layer_norm else None
+        self.b_c: Any = nnx.Param(jnp.zeros((hidden_features,), self.param_dtype)) if layer_norm else None
         if layer_norm:
             self._add_layer_norm()
 
-    def gates(
-        self, carry: tuple[Array, Array], projected: Float[Array, "*batch GH"], recurrent: Float[Array, "*batch GH"], /
-    ) -> tuple[Array, Array]:
+    def gates(self, carry: tuple[Array, Array], projected: Gates, recurrent: Gates, /) -> tuple[Array, Array]:
         """The next carry; of a plain pair (c, h), which is taken too, a plain pair."""
-        # One tanh over the whole block, σ(z) being ½ tanh(½ z) + ½, and the split only then: XLA's CPU code for gates
-        # that are split first does not vectorise.
         z = projected + self._normalized(recurrent, self.scale_h)
-        half = jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], self.param_dtype), self.hidden_features)
-        shift = jnp.repeat(jnp.array([0.5, 0.5, 0.0, 0.5], self.param_dtype), self.hidden_features)
-        half, shift = along_last(half, z), along_last(shift, z)
-        i, f, g, o = jnp.split(half * jnp.tanh(half * z) + shift, 4, axis=-1)
+        i, f, g, o = activated(z, "sigmoid", "sigmoid", "tanh", "sigmoid")
         c = f * carry[0] + i * g
         shown = c
         if self.scale_c is not None:
@@ -241,7 +161,7 @@ class LSTMCell(Cell):
         new = LSTMState(c, o * jnp.tanh(shown))
         return new if isinstance(carry, LSTMState) else (new.c, new.h)
 
-    def output(self, carry: tuple[Array, Array], /) -> Float[Array, "*batch H"]:
+    def output(self, carry: tuple[Array, Array], /) -> State:
         """What a carry shows to the outside: h."""
         return carry[1]
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.cell import Cell, are_ids, overrides
 from rnn_lm.nn.cells import GRUCell, LSTMCell
 from rnn_lm.nn.truncation import WindowTruncation
@@ -24,7 +25,7 @@ def check_options(truncation: Any, backward: Any, remat: Any, windowed: bool) ->
         raise ValueError("truncation: a WindowTruncation has a gradient of its own; leave out remat and backward")
 
 
-def check_values(cell: nnx.RNNCellBase, carry: Any, inputs: Any, lengths: Any) -> None:
+def check_values(cell: nnx.RNNCellBase, carry: Carry, inputs: Any, lengths: Any) -> None:
     """Raises ValueError where ids or lengths are out of range; what is traced cannot be looked at."""
     num_ids = getattr(cell, "in_features", None)
     if num_ids is not None and isinstance(cell, Cell) and inputs.ndim and are_ids(cell, carry, inputs, steps=1):
@@ -35,7 +36,9 @@ def check_values(cell: nnx.RNNCellBase, carry: Any, inputs: Any, lengths: Any) -
             raise ValueError(f"lengths: expected 0 to {inputs.shape[0]}, the time steps; got {found.tolist()}")
 
 
-def check_shapes(cell: nnx.RNNCellBase, carry: Any, inputs: Array, lengths: Array | None, resets: Array | None) -> int:
+def check_shapes(
+    cell: nnx.RNNCellBase, carry: Carry, inputs: Array, lengths: Array | None, resets: Array | None
+) -> int:
     """Returns how many axes the batch has.
 
     Raises ValueError where shapes do not go together, TypeError where a dtype is not the one expected.
@@ -95,12 +98,12 @@ def described(tree: Any) -> str:
     return type(tree).__name__
 
 
-def _kinds(carry: Any) -> Any:
+def _kinds(carry: Carry) -> Any:
     """Shapes and dtypes; a plain tuple is as good as a named one."""
     return [(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else type(leaf) for leaf in jax.tree.leaves(carry)]
 
 
-def _if_transposed(carry: Any, inputs: Array) -> str:
+def _if_transposed(carry: Carry, inputs: Array) -> str:
     batches = {leaf.shape[:1] for leaf in jax.tree.leaves(carry) if hasattr(leaf, "shape")}
     if inputs.ndim > 1 and batches == {inputs.shape[:1]} and inputs.shape[0] != inputs.shape[1]:
         return (

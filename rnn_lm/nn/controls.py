@@ -1,28 +1,38 @@
 """What happens at each step besides the cell's own arithmetic: resets, truncation, the ends of sequences."""
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.truncation import scale_gradient
 
 # By name, all with a leading time axis; what is absent does not happen.
 Controls = dict[str, Array]  # "resets" [T, B], "passed" [T], "valid" [T, B]
 
 
-def controls_of(num_steps: int, lengths: Array | None, resets: Array | None) -> Controls:
-    """What `lengths` and `resets` of `unroll` say of each step."""
-    controls = {} if resets is None else {"resets": resets}
+class Masks(NamedTuple):
+    """What `unroll` is told of all steps."""
+
+    lengths: Array | None
+    resets: Array | None
+    passed: Array | None  # what the gradient is multiplied by between two steps: one draw for all layers
+
+
+def controls_of(num_steps: int, masks: Masks) -> Controls:
+    """What they say of each step."""
+    lengths, resets, passed = masks
+    controls = {name: mask for name, mask in (("resets", resets), ("passed", passed)) if mask is not None}
     if lengths is not None:
         steps = jnp.arange(num_steps, dtype=jnp.int32).reshape(-1, *(1,) * lengths.ndim)
         controls["valid"] = steps < lengths.astype(jnp.int32)[None]
     return controls
 
 
-def enter(carry: Any, control: Controls, initial: Any) -> Any:
+def enter(carry: Carry, control: Controls, initial: Carry) -> Carry:
     """The carry as a step finds it: reset, or with its gradient cut off."""
     if "passed" in control:
         carry = scale_gradient(carry, control["passed"])
@@ -31,7 +41,7 @@ def enter(carry: Any, control: Controls, initial: Any) -> Any:
     return carry
 
 
-def keep(new: Any, old: Any, control: Controls) -> Any:
+def keep(new: Carry, old: Carry, control: Controls) -> Carry:
     """The new carry, or past the end of a sequence the old one."""
     if "valid" not in control:
         return new
@@ -48,7 +58,7 @@ def without_padding(x: Array, controls: Controls) -> Array:
     return where(controls["valid"], x, jnp.zeros_like(x)) if "valid" in controls else x
 
 
-def initial_carry(cell: nnx.RNNCellBase, carry: Any, inputs: Array, ids: bool) -> Any:
+def initial_carry(cell: nnx.RNNCellBase, carry: Carry, inputs: Array, ids: bool) -> Carry:
     """What a reset brings back."""
     made = cell.initialize_carry((*inputs.shape[1:], 1) if ids else inputs.shape[1:], nnx.Rngs(0))  # flax's want rngs
     return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(made))  # a plain pair is an LSTM's carry too

@@ -4,24 +4,25 @@ It serves every cell whose step is `gates` of one product `h w_hh`: the scan bac
 `output`) alone and stacks the adjoints. No cell has a hand-written derivative.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array
 
 from rnn_lm.nn import cpu
-from rnn_lm.nn.arrays import product, shifted, summed_product
+from rnn_lm.nn.arrays import Carry, product, shifted, summed_product
 from rnn_lm.nn.cell import is_hoisted, overrides
 from rnn_lm.nn.cells import GRUCell
 from rnn_lm.nn.controls import Controls, enter, keep
-from rnn_lm.nn.scan import changing_leaves, projections
+from rnn_lm.nn.scan import Pieces, changing_leaves, projections
 
 
-def is_fused(cell: Any, carry: Any, inputs: Array) -> bool:
+def is_fused(cell: Any, carry: Carry, inputs: Array) -> bool:
     """Whether a cell may be unrolled so: its step must be `gates` of one product, its carry differentiable."""
     return (
         is_hoisted(cell)
@@ -33,100 +34,22 @@ def is_fused(cell: Any, carry: Any, inputs: Array) -> bool:
 
 
 def fused_scan(
-    cell: Any, initial: Any, carry: Any, inputs: Array, controls: Controls, reverse: bool
-) -> tuple[Any, Any, Array]:
+    cell: Any, initial: Carry, carry: Carry, inputs: Array, controls: Controls, reverse: bool
+) -> tuple[Carry, Carry, Array]:
     """Returns the last carry, all carries and all outputs."""
-    graphdef, state = nnx.split(cell)
-    leaves, tree = jax.tree.flatten(state)
-    absent = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    w_hh, projected, dtype = cell.w_hh[...], projections(cell, inputs), cell.dtype
+    pieces, projected = Pieces.of(cell), projections(cell, inputs)
+    read = {i: pieces.leaves[i] for i in _read_leaves(pieces, carry, projected[0])}
+    small = {i: leaf for i, leaf in read.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    fixed = {i: leaf for i, leaf in read.items() if i not in small}
     is_learned = bool(controls) and overrides(cell, "initialize_carry")
-
-    def cell_with(read: dict[int, Array]) -> Any:
-        """The cell with those of its parameters that are read here; the others have their own ways through."""
-        return nnx.merge(graphdef, jax.tree.unflatten(tree, [read.get(i, a) for i, a in enumerate(absent)]))
-
-    read = _read_leaves(lambda leaves: cell_with(dict(enumerate(leaves))), leaves, carry, projected[0])
-    small = {i: leaves[i] for i in read if jnp.issubdtype(leaves[i].dtype, jnp.floating)}
-    fixed = {i: leaves[i] for i in read if i not in small}
-
-    def finish(
-        small: Any, fixed: Any, carry: Any, entered: Any, projected: Array, recurrent: Array, control: Controls
-    ) -> Any:
-        return keep(cell_with(small | fixed).gates(entered, projected, recurrent), carry, control)
-
-    def scan(saving: bool, *arguments: Any) -> tuple[Any, tuple[Any, Array | None]]:
-        small, w_hh, carry, projected, initial, fixed, controls = arguments
-
-        def step(carry: Any, inputs: tuple[Array, Controls]) -> tuple[Any, tuple[Any, Array | None]]:
-            projected, control = inputs
-            entered = enter(carry, control, initial)
-            recurrent = product(cell_with(small | fixed).output(entered), w_hh, dtype)
-            new = finish(small, fixed, carry, entered, projected, recurrent, control)
-            return new, (new, recurrent if saving else None)
-
-        return lax.scan(step, carry, (projected, controls), reverse=reverse)
-
-    @jax.custom_vjp
-    def run(*arguments: Any) -> tuple[Any, Any]:
-        last, (carries, _) = scan(False, *arguments)
-        return last, carries
-
-    def forward(*arguments: Any) -> tuple[tuple[Any, Any], tuple]:
-        last, (carries, recurrent) = scan(True, *arguments)
-        return (last, carries), (*arguments, carries, recurrent)
-
-    def backward(saved: tuple, cotangents: tuple[Any, Any]) -> tuple:
-        small, w_hh, carry, projected, initial, fixed, controls, carries, recurrent = saved
-        d_last, d_carries = cotangents
-        befores = jax.tree.map(partial(shifted, reverse=reverse), carry, carries)
-        learned = initial if is_learned else None
-        one_adjoint = False
-
-        def step(state: tuple[Any, Any, Any], inputs: tuple) -> tuple[tuple[Any, Any, Any], tuple[Array, ...]]:
-            nonlocal one_adjoint
-            d_carry, d_small, d_learned = state
-            d_new, before, projected, recurrent, control = inputs
-            d_new = jax.tree.map(jnp.add, d_carry, d_new)
-            entered, leave = jax.vjp(lambda c, i: enter(c, control, i if is_learned else initial), before, learned)
-
-            def of_gates(small: Any, before: Any, entered: Any, projected: Array, recurrent: Array) -> Any:
-                return finish(small, fixed, before, entered, projected, recurrent, control)
-
-            _, pull = jax.vjp(of_gates, small, before, entered, projected, recurrent)
-            d_small_t, d_before, d_entered, d_projected, d_recurrent = pull(d_new)
-            # Cells that add the two products hand back one and the same adjoint: it is stacked once.
-            one_adjoint = d_projected is d_recurrent
-            _, of_output = jax.vjp(lambda small, c: cell_with(small | fixed).output(c), small, entered)
-            d_small_o, d_from_output = of_output(product(d_recurrent, w_hh.T, dtype))
-            d_through, d_learned_t = leave(jax.tree.map(jnp.add, d_entered, d_from_output))
-            d_carry = jax.tree.map(jnp.add, d_before, d_through)
-            d_small = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), d_small, d_small_t, d_small_o)
-            d_learned = jax.tree.map(jnp.add, d_learned, d_learned_t)
-            return (d_carry, d_small, d_learned), ((d_projected,) if one_adjoint else (d_projected, d_recurrent))
-
-        (d_carry, d_small, d_learned), adjoints = lax.scan(
-            step,
-            (d_last, *jax.tree.map(jnp.zeros_like, (small, learned))),
-            (d_carries, befores, projected, recurrent, controls),
-            reverse=not reverse,
-        )
-
-        def output(before: Any, control: Controls) -> Array:
-            return cell_with(small | fixed).output(enter(before, control, initial))
-
-        h = jax.vmap(output)(befores, controls)
-        d_w_hh = summed_product(h, adjoints[-1], w_hh, dtype)
-        return d_small, d_w_hh, d_carry, adjoints[0], d_learned if is_learned else None, None, None
-
-    run.defvjp(forward, backward)
-
-    arguments = small, w_hh, carry, projected
-    others = initial, fixed, controls
+    scan = _Scan(pieces.shapes(), cell.dtype, reverse, is_learned)
+    run = jax.custom_vjp(scan.values)
+    run.defvjp(scan.forward, scan.backward)
+    arguments, others = (small, cell.w_hh[...], carry, projected), (initial, fixed, controls)
     if not controls and cpu.is_for(cell, arguments):
 
-        def on_cpu(*arguments: Any) -> tuple[Any, Any]:
-            carries = cpu.accelerated(lambda *a: scan(False, *a, *others)[1][0], cell, reverse)(*arguments)
+        def on_cpu(*arguments: Any) -> tuple[Carry, Carry]:
+            carries = cpu.accelerated(lambda *a: scan.values(*a, *others)[1], cell, reverse)(*arguments)
             return jax.tree.map(lambda a: a[0 if reverse else -1], carries), carries
 
         last, carries = lax.platform_dependent(*arguments, cpu=on_cpu, default=lambda *a: run(*a, *others))
@@ -137,13 +60,107 @@ def fused_scan(
     return last, carries, cell.output(carries)
 
 
-def _read_leaves(cell_with: Any, leaves: list[Array], carry: Any, x_t: Array) -> list[int]:
+@dataclass(frozen=True)
+class _Scan:
+    """The scan, forward and back, as functions of arrays.
+
+    They are `small`, the floats that `gates` and `output` read of the cell; w_hh; the first carry; the inputs' parts;
+    the carry that a reset brings back; `fixed`, what else is read of the cell; and the controls.
+    """
+
+    pieces: Pieces  # the cell, with shapes in place of its leaves
+    dtype: Dtype | None
+    reverse: bool
+    is_learned: bool  # whether the carry that a reset brings back has a gradient
+
+    def values(self, *arguments: Any) -> tuple[Carry, Carry]:
+        """The last carry, and all."""
+        last, (carries, _) = self._scan(False, *arguments)
+        return last, carries
+
+    def forward(self, *arguments: Any) -> tuple[tuple[Carry, Carry], tuple]:
+        last, (carries, recurrent) = self._scan(True, *arguments)
+        return (last, carries), (*arguments, carries, recurrent)
+
+    def _scan(self, saving: bool, *arguments: Any) -> tuple[Carry, tuple[Carry, Array | None]]:
+        small, w_hh, carry, projected, initial, fixed, controls = arguments
+
+        def step(carry: Carry, inputs: tuple[Array, Controls]) -> tuple[Carry, tuple[Carry, Array | None]]:
+            projected, control = inputs
+            entered = enter(carry, control, initial)
+            recurrent = product(self.pieces.cell(small | fixed).output(entered), w_hh, self.dtype)
+            new = self._finish(small | fixed, carry, entered, projected, recurrent, control)
+            return new, (new, recurrent if saving else None)
+
+        return lax.scan(step, carry, (projected, controls), reverse=self.reverse)
+
+    def _finish(
+        self, read: Any, carry: Carry, entered: Carry, projected: Array, recurrent: Array, control: Controls
+    ) -> Carry:
+        return keep(self.pieces.cell(read).gates(entered, projected, recurrent), carry, control)
+
+    def backward(self, saved: tuple, cotangents: tuple[Carry, Carry]) -> tuple:
+        small, w_hh, carry, projected, initial, fixed, controls, carries, recurrent = saved
+        d_last, d_carries = cotangents
+        befores = jax.tree.map(partial(shifted, reverse=self.reverse), carry, carries)
+        learned = initial if self.is_learned else None
+
+        def step(state: tuple[Carry, Any, Carry], inputs: tuple) -> tuple[Any, tuple[Array, ...]]:
+            d_new, *at_step = inputs
+            d_new = jax.tree.map(jnp.add, state[0], d_new)
+            d_carry, d_small, d_learned, adjoints = self._step_back(small, w_hh, initial, fixed, d_new, *at_step)
+            d_small = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), state[1], *d_small)
+            return (d_carry, d_small, jax.tree.map(jnp.add, state[2], d_learned)), adjoints
+
+        (d_carry, d_small, d_learned), adjoints = lax.scan(
+            step,
+            (d_last, *jax.tree.map(jnp.zeros_like, (small, learned))),
+            (d_carries, befores, projected, recurrent, controls),
+            reverse=not self.reverse,
+        )
+
+        def output(before: Carry, control: Controls) -> Array:
+            return self.pieces.cell(small | fixed).output(enter(before, control, initial))
+
+        d_w_hh = summed_product(jax.vmap(output)(befores, controls), adjoints[-1], w_hh, self.dtype)
+        return d_small, d_w_hh, d_carry, adjoints[0], d_learned if self.is_learned else None, None, None
+
+    def _step_back(
+        self,
+        small: dict[int, Array],
+        w_hh: Array,
+        initial: Carry,
+        fixed: dict[int, Array],
+        d_new: Carry,
+        before: Carry,
+        projected: Array,
+        recurrent: Array,
+        control: Controls,
+    ) -> tuple[Carry, tuple[Any, Any], Carry, tuple[Array, ...]]:
+        """From the adjoint of a step's new carry: those of the old one, `small`, `initial`, and the two products."""
+        learned = initial if self.is_learned else None
+        entered, leave = jax.vjp(lambda c, i: enter(c, control, i if self.is_learned else initial), before, learned)
+
+        def of_gates(small: Any, before: Carry, entered: Carry, projected: Array, recurrent: Array) -> Carry:
+            return self._finish(small | fixed, before, entered, projected, recurrent, control)
+
+        _, pull = jax.vjp(of_gates, small, before, entered, projected, recurrent)
+        d_small, d_before, d_entered, d_projected, d_recurrent = pull(d_new)
+        _, of_output = jax.vjp(lambda small, c: self.pieces.cell(small | fixed).output(c), small, entered)
+        d_small_of_output, d_from_output = of_output(product(d_recurrent, w_hh.T, self.dtype))
+        d_through, d_learned = leave(jax.tree.map(jnp.add, d_entered, d_from_output))
+        # Cells that add the two products hand back one and the same adjoint: it is stacked once.
+        adjoints = (d_projected,) if d_projected is d_recurrent else (d_projected, d_recurrent)
+        return jax.tree.map(jnp.add, d_before, d_through), (d_small, d_small_of_output), d_learned, adjoints
+
+
+def _read_leaves(pieces: Pieces, carry: Carry, x_t: Array) -> list[int]:
     """Which leaves of a cell's state `gates` and `output` read."""
 
-    def reading(leaves: list[Array], carry: Any, x_t: Array) -> Any:
-        cell = cell_with(leaves)
+    def reading(leaves: list[Array], carry: Carry, x_t: Array) -> Any:
+        cell = pieces.cell(dict(enumerate(leaves)))
         return cell.gates(carry, x_t, x_t), cell.output(carry)
 
-    jaxpr = jax.make_jaxpr(reading)(leaves, carry, x_t).jaxpr
+    jaxpr = jax.make_jaxpr(reading)(pieces.leaves, carry, x_t).jaxpr
     used = {id(x) for equation in jaxpr.eqns for x in equation.invars} | {id(x) for x in jaxpr.outvars}
-    return [i for i, variable in enumerate(jaxpr.invars[: len(leaves)]) if id(variable) in used]
+    return [i for i, variable in enumerate(jaxpr.invars[: len(pieces.leaves)]) if id(variable) in used]

@@ -1,7 +1,7 @@
 """A cell under `jax.lax.scan`, differentiated by JAX: the chapter's recurrence. And a scan in blocks of steps."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,44 +9,62 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array
 
+from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.cell import is_hoisted, overrides
 from rnn_lm.nn.controls import Controls, enter, keep
 
 # What each way of unrolling takes, and returns: the last carry, all carries and all outputs.
-Way = Callable[[Any, Any, Any, Array, Controls, bool], tuple[Any, Any, Array]]
+Way = Callable[[Any, Any, Any, Array, Controls, bool], tuple[Carry, Carry, Array]]
+
+
+class Pieces(NamedTuple):
+    """A cell taken apart."""
+
+    graphdef: nnx.GraphDef
+    tree: jax.tree_util.PyTreeDef
+    leaves: Sequence[Any]  # the arrays of its state, or what they are like
+
+    @classmethod
+    def of(cls, cell: nnx.RNNCellBase) -> "Pieces":
+        graphdef, state = nnx.split(cell)
+        leaves, tree = jax.tree.flatten(state)
+        return cls(graphdef, tree, leaves)
+
+    def shapes(self) -> "Pieces":
+        """The same without the arrays: what functions that JAX differentiates may close over."""
+        return self._replace(leaves=[jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves])
+
+    def cell(self, leaves: Mapping[int, Array]) -> Any:
+        """The cell with other leaves, by their places."""
+        state = jax.tree.unflatten(self.tree, [leaves.get(i, leaf) for i, leaf in enumerate(self.leaves)])
+        return nnx.merge(self.graphdef, state)
 
 
 def plain_scan(
-    cell: Any, initial: Any, carry: Any, inputs: Array, controls: Controls, reverse: bool
-) -> tuple[Any, Any, Array]:
+    cell: Any, initial: Carry, carry: Carry, inputs: Array, controls: Controls, reverse: bool
+) -> tuple[Carry, Carry, Array]:
     """Any cell, step by step. What steps change of the cell itself, such as a count of draws, is carried along."""
-    graphdef, state = nnx.split(cell)
-    leaves, tree = jax.tree.flatten(state)
-    changing = changing_leaves(cell, carry, inputs[0])
+    pieces, changing = Pieces.of(cell), changing_leaves(cell, carry, inputs[0])
     hoisted = is_hoisted(cell) and not changing
 
-    def cell_with(changed: list[Array]) -> Any:
-        new = dict(zip(changing, changed, strict=True))
-        return nnx.merge(graphdef, jax.tree.unflatten(tree, [new.get(i, leaf) for i, leaf in enumerate(leaves)]))
-
-    def step(state: tuple[Any, Any], xs: tuple[Array, Controls]) -> tuple[tuple[Any, Any], tuple[Any, Array]]:
+    def step(state: tuple[Carry, list[Array]], xs: tuple[Array, Controls]) -> tuple[Any, tuple[Carry, Array]]:
         (carry, changed), (x, control) = state, xs
         entered = enter(carry, control, initial)
         if hoisted:
             new = cell.step(entered, x)
             output = cell.output(new)
         else:
-            at_step = cell_with(changed) if changing else cell
+            at_step = pieces.cell(dict(zip(changing, changed, strict=True))) if changing else cell
             new, output = at_step(entered, x)
             changed = [leaf for i, leaf in enumerate(jax.tree.leaves(nnx.state(at_step))) if i in changing]
         new = keep(new, carry, control)
         return (new, changed), (new, output)
 
     xs = projections(cell, inputs) if hoisted else inputs
-    start = carry, [leaves[i] for i in changing]
+    start = carry, [pieces.leaves[i] for i in changing]
     (last, changed), (carries, outputs) = lax.scan(step, start, (xs, controls), reverse=reverse)
     if changing:
-        nnx.update(cell, nnx.state(cell_with(changed)))
+        nnx.update(cell, nnx.state(pieces.cell(dict(zip(changing, changed, strict=True)))))
     return last, carries, outputs
 
 
@@ -58,14 +76,14 @@ def projections(cell: Any, inputs: Array) -> Array:
     )
 
 
-def changing_leaves(cell: nnx.RNNCellBase, carry: Any, x: Array) -> list[int]:
+def changing_leaves(cell: nnx.RNNCellBase, carry: Carry, x: Array) -> list[int]:
     """Which leaves of a cell's state a step changes; parameters stay as they are."""
     if not nnx.to_flat_state(nnx.state(cell, nnx.Not(nnx.Param))):
         return []
     graphdef, state = nnx.split(cell)
     changing: list[int] = []
 
-    def step(state: Any, carry: Any, x: Array) -> None:
+    def step(state: Any, carry: Carry, x: Array) -> None:
         before, copy = jax.tree.leaves(state), nnx.merge(graphdef, state)
         copy(carry, x)
         changing[:] = changed_leaves(before, copy)
@@ -81,14 +99,14 @@ def changed_leaves(before: list[Array], cell: nnx.RNNCellBase) -> dict[int, Arra
 
 
 def in_blocks(
-    run: Callable[..., tuple[Any, Any, Array]],
+    run: Callable[..., tuple[Carry, Carry, Array]],
     block: int,
     params: Any,
-    carry: Any,
+    carry: Carry,
     inputs: Array,
     controls: Controls,
     reverse: bool,
-) -> tuple[Any, Any, Array]:
+) -> tuple[Carry, Carry, Array]:
     """`run` over one block of time steps after the other, of which only the carries between them are kept."""
     run = jax.checkpoint(run, prevent_cse=False)
     blocks = inputs.shape[0] // block
@@ -96,15 +114,15 @@ def in_blocks(
     first = jax.tree.map(lambda a: a[:whole].reshape(blocks, block, *a.shape[1:]), (inputs, controls))
     rest = jax.tree.map(lambda a: a[whole:], (inputs, controls))
 
-    def of_whole_blocks(carry: Any) -> tuple[Any, Any]:
-        def step(carry: Any, xs: Any) -> tuple[Any, Any]:
+    def of_whole_blocks(carry: Carry) -> tuple[Any, Any]:
+        def step(carry: Carry, xs: Any) -> tuple[Any, Any]:
             last, carries, outputs = run(params, carry, *xs)
             return last, (carries, outputs)
 
         last, ys = lax.scan(step, carry, first, reverse=reverse)
         return last, jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys)
 
-    def of_the_rest(carry: Any) -> tuple[Any, Any]:
+    def of_the_rest(carry: Carry) -> tuple[Any, Any]:
         last, carries, outputs = run(params, carry, *rest)
         return last, (carries, outputs)
 

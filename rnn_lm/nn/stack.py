@@ -9,6 +9,7 @@ from flax import nnx
 from flax.typing import Initializer
 from jaxtyping import Array, Float
 
+from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.cell import show_signature
 from rnn_lm.nn.cells import LSTMCell, LSTMState
 
@@ -36,7 +37,7 @@ class Stack(nnx.RNNCellBase):
 
     def run_layers(
         self,
-        run: Callable[[Any, Any, Array], tuple[Any, Array]],
+        run: Callable[[Any, Any, Array], tuple[Carry, Array]],
         carry: tuple[Any, ...],
         inputs: Array,
         key: Array | None = None,
@@ -60,7 +61,7 @@ class Stack(nnx.RNNCellBase):
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Carry, ...]:
         """The state before the first step, of each layer."""
         shapes = [input_shape] + [(*input_shape[:-1], cell.hidden_features) for cell in self.cells[:-1]]
         return tuple(
@@ -73,7 +74,7 @@ class Stack(nnx.RNNCellBase):
         return 1
 
 
-def states_by_letter(cell: nnx.RNNCellBase, carry: Any) -> dict[str, list[Array]]:
+def states_by_letter(cell: nnx.RNNCellBase, carry: Carry) -> dict[str, list[Array]]:
     """The recurrent state in a carry, by its letter: h, and of LSTM cells c, of all layers.
 
     Of a cell of one's own the fields of a named tuple that has an h, and else all that it carries, side by side.

@@ -1,18 +1,18 @@
 """The gradient of `WindowTruncation`: every step's loss looks back through the same number of steps."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import alike, divided_like, shifted
+from rnn_lm.nn.arrays import Carry, alike, divided_like, shifted
 from rnn_lm.nn.cell import Cell, are_ids, as_inputs, is_hoisted, overrides
-from rnn_lm.nn.controls import Controls, controls_of, enter, initial_carry, keep, where, without_padding
-from rnn_lm.nn.scan import changing_leaves, projections
+from rnn_lm.nn.controls import Controls, Masks, controls_of, enter, initial_carry, keep, where, without_padding
+from rnn_lm.nn.scan import Pieces, changing_leaves, projections
 from rnn_lm.nn.stack import Stack
 
 
@@ -21,53 +21,68 @@ def with_window_gradient(
     steps: int,
     carry: tuple,
     inputs: Array,
-    values: tuple[Any, Array],
-    *,
-    lengths: Array | None,
-    resets: Array | None,
+    values: tuple[Carry, Array],
+    masks: Masks,
     reverse: bool,
     key: Array | None,
-) -> tuple[Any, Array]:
-    """`values`, the carries and outputs of `unroll`, with the gradient in which loss t passes through `steps` steps.
-
-    One scan goes back in time with `steps` adjoints of the state side by side: lane a holds that of the losses a steps
-    later, moves up by one at each step, and is dropped when it has passed through `steps` of them.
-    """
-    graphdef, state = nnx.split(stack)
-    leaves, tree = jax.tree.flatten(state)
-    params = {i: leaf for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)}
-    fixed = {i: leaf for i, leaf in enumerate(leaves) if i not in params}
+) -> tuple[Carry, Array]:
+    """`values`, the carries and outputs of `unroll`, with the gradient in which loss t passes through `steps` steps."""
+    pieces = Pieces.of(stack)
+    params = {i: leaf for i, leaf in enumerate(pieces.leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    fixed = {i: leaf for i, leaf in enumerate(pieces.leaves) if i not in params}
     first, *_ = stack.cells
-    hoisted = is_hoisted(first)
     if isinstance(first, Cell):
         inputs = as_inputs(first, carry[0], inputs, steps=1)
     if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(carry)):
         raise ValueError("truncation: a WindowTruncation is for carries of floating-point numbers only")
     if changing_leaves(stack, carry, inputs[0]):
         raise ValueError("truncation: a WindowTruncation is not for cells that change their own state at each step")
-    controls = controls_of(len(inputs), lengths, resets)
+    controls = controls_of(len(inputs), masks)
     inputs = without_padding(inputs, controls)
     ids = are_ids(first, carry[0], inputs, steps=1)
-    initial = None if resets is None else initial_carry(stack, carry, inputs, ids)
+    initial = None if masks.resets is None else initial_carry(stack, carry, inputs, ids)
     carry, initial = divided_like((carry, initial), inputs, values[1].ndim - 2)
-    is_learned = resets is not None and any(overrides(cell, "initialize_carry") for cell in stack.cells)
-    # What dropout multiplies the inputs of the upper layers by.
-    factors: list[Array] = []
-    x = inputs[0]
-    for layer, (below, state_below) in enumerate(zip(stack.cells[:-1], carry[:-1], strict=True), start=1):
-        x = jax.eval_shape(below, state_below, x)[1]
-        if key is not None:
-            factors.append(stack.drop(jnp.ones((len(inputs), *x.shape), x.dtype), layer, key))
+    is_learned = masks.resets is not None and any(overrides(cell, "initialize_carry") for cell in stack.cells)
+    factors = [] if key is None else _dropout_factors(stack, carry, inputs, key)
+    window = _Window(pieces.shapes(), steps, reverse, is_learned, is_hoisted(first))
+    attach = jax.custom_vjp(lambda *arguments: arguments[-1])
+    attach.defvjp(lambda *arguments: (arguments[-1], arguments), window.backward)
+    xs = projections(first, inputs) if window.is_hoisted else inputs
+    values = jax.tree.map(lax.stop_gradient, values)
+    return attach(*alike((params, carry, xs, initial, fixed, controls, factors, values)))
+
+
+def _dropout_factors(stack: Stack, carry: tuple, inputs: Array, key: Array) -> list[Array]:
+    """What dropout multiplies the inputs of the upper layers by."""
+    factors, x = [], inputs[0]
+    for layer, (below, state) in enumerate(zip(stack.cells[:-1], carry[:-1], strict=True), start=1):
+        x = jax.eval_shape(below, state, x)[1]
+        factors.append(stack.drop(jnp.ones((len(inputs), *x.shape), x.dtype), layer, key))
+    return factors
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The scan back in time, with `steps` adjoints of the state side by side.
+
+    Age a holds that of the losses a steps later, moves up by one at each step, and is dropped when it has passed
+    through `steps` of them.
+    """
+
+    pieces: Pieces  # the stack, with shapes in place of its leaves
+    steps: int
+    reverse: bool
+    is_learned: bool  # whether the carry that a reset brings back has a gradient
+    is_hoisted: bool  # whether the first layer's part of the inputs is given
 
     def step(
-        params: Any, carry: tuple, x: Array, initial: Any, fixed: Any, control: Controls, factors: list[Array]
+        self, params: Any, carry: tuple, x: Array, initial: Carry, fixed: Any, control: Controls, factors: list[Array]
     ) -> tuple[tuple, Array]:
         """All layers at one time step."""
-        merged = params | fixed
-        cells = nnx.merge(graphdef, jax.tree.unflatten(tree, [merged[i] for i in sorted(merged)])).cells
         news = []
+        cells = self.pieces.cell(params | fixed).cells
         for i, (cell, state) in enumerate(zip(cells, enter(carry, control, initial), strict=True)):
-            if i == 0 and hoisted:
+            if i == 0 and self.is_hoisted:
                 new = cell.step(state, x)
                 x = cell.output(new)
             else:
@@ -75,60 +90,49 @@ def with_window_gradient(
             news.append(new)
         return keep(tuple(news), carry, control), without_padding(x, control)
 
-    @jax.custom_vjp
-    def attach(*arguments: Any) -> tuple[Any, Array]:
-        return arguments[-1]
-
-    def forward(*arguments: Any) -> tuple[Any, tuple]:
-        return arguments[-1], arguments
-
-    def backward(saved: tuple, cotangents: tuple[Any, Array]) -> tuple:
+    def backward(self, saved: tuple, cotangents: tuple[Carry, Array]) -> tuple:
         params, carry, xs, initial, fixed, controls, factors, (carries, _) = saved
-        befores = jax.tree.map(partial(shifted, reverse=reverse), carry, carries)
-        learned = initial if is_learned else None
+        befores = jax.tree.map(partial(shifted, reverse=self.reverse), carry, carries)
+        learned = initial if self.is_learned else None
 
         def back(state: tuple[Any, Any], inputs: tuple) -> tuple[tuple[Any, Any], Array]:
-            lanes, d_shared = state
+            ages, d_shared = state
             (d_new, d_output), before, x, control, factors = inputs
-            d_new = jax.tree.map(lambda lanes, d: jnp.concatenate([lanes[:1] + d[None], lanes[1:]]), lanes, d_new)
-            d_outputs = jnp.concatenate([d_output[None], _lanes_of(d_output, steps - 1)])
+            d_new = jax.tree.map(lambda ages, d: jnp.concatenate([ages[:1] + d[None], ages[1:]]), ages, d_new)
+            d_outputs = jnp.concatenate([d_output[None], _ages_of(d_output, self.steps - 1)])
 
-            def here(shared: tuple[Any, Any], before: Any, x: Array) -> Any:
+            def here(shared: tuple[Any, Carry], before: Carry, x: Array) -> Any:
                 params, learned = shared
-                return step(params, before, x, learned if is_learned else initial, fixed, control, factors)
+                return self.step(params, before, x, learned if self.is_learned else initial, fixed, control, factors)
 
             _, pull = jax.vjp(here, (params, learned), before, x)
             passed = jax.vmap(lambda *d: pull(d)[1])(d_new, d_outputs)
             d_shared_t, _, d_x = pull((jax.tree.map(_total, d_new), d_output))
-            lanes = jax.tree.map(_older, passed)
+            ages = jax.tree.map(_older, passed)
             if "valid" in control:  # a step past the end is none
-                lanes = jax.tree.map(lambda a, b: where(control["valid"][None], a, b), lanes, passed)
-            return (lanes, jax.tree.map(jnp.add, d_shared, d_shared_t)), d_x
+                ages = jax.tree.map(lambda a, b: where(control["valid"][None], a, b), ages, passed)
+            return (ages, jax.tree.map(jnp.add, d_shared, d_shared_t)), d_x
 
-        no_lanes = jax.tree.map(partial(_lanes_of, count=steps), carry)
-        (lanes, (d_params, d_learned)), d_xs = lax.scan(
+        none = jax.tree.map(partial(_ages_of, count=self.steps), carry)
+        (ages, (d_params, d_learned)), d_xs = lax.scan(
             back,
-            (no_lanes, jax.tree.map(jnp.zeros_like, (params, learned))),
+            (none, jax.tree.map(jnp.zeros_like, (params, learned))),
             (cotangents, befores, xs, controls, factors),
-            reverse=not reverse,
+            reverse=not self.reverse,
         )
-        return d_params, jax.tree.map(_total, lanes), d_xs, d_learned if is_learned else None, None, None, None, None
-
-    attach.defvjp(forward, backward)
-    xs = projections(first, inputs) if hoisted else inputs
-    values = jax.tree.map(lax.stop_gradient, values)
-    return attach(*alike((params, carry, xs, initial, fixed, controls, factors, values)))
+        d_initial = d_learned if self.is_learned else None
+        return d_params, jax.tree.map(_total, ages), d_xs, d_initial, None, None, None, None
 
 
-def _lanes_of(x: Array, count: int) -> Array:
-    """So many lanes of zeros, sharded as x is."""
+def _ages_of(x: Array, count: int) -> Array:
+    """Zeros, of so many ages, sharded as x is."""
     return jnp.broadcast_to(jnp.zeros_like(x)[None], (count, *x.shape))
 
 
-def _older(lanes: Array) -> Array:
-    """Each lane one place further; the last one is dropped."""
-    return jnp.concatenate([jnp.zeros_like(lanes[:1]), lanes[:-1]])
+def _older(ages: Array) -> Array:
+    """Each one step older; the last one is dropped."""
+    return jnp.concatenate([jnp.zeros_like(ages[:1]), ages[:-1]])
 
 
-def _total(lanes: Array) -> Array:
-    return lanes.sum(0)
+def _total(ages: Array) -> Array:
+    return ages.sum(0)

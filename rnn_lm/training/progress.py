@@ -3,7 +3,6 @@
 import sys
 import threading
 import time
-from types import ModuleType
 from typing import Protocol
 
 from rich.console import Console
@@ -150,16 +149,6 @@ class _Bar:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-def load_plots() -> ModuleType | None:
-    """The module that draws; where matplotlib is missing None, and a line that says so."""
-    try:
-        from rnn_lm import plots
-    except ImportError:
-        print("no plots: pip install 'rnn_lm[plots]' draws them", file=sys.stderr)
-        return None
-    return plots
 
 
 def format_seconds(seconds: float) -> str:

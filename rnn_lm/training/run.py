@@ -3,53 +3,24 @@
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
+from rnn_lm.config import tokens_per_step
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import UserError
 from rnn_lm.files import write_json
 from rnn_lm.inference.evaluate import figures
-from rnn_lm.keys import named_key
-from rnn_lm.nn.registry import CELLS
-from rnn_lm.training.checkpoints import Checkpoints, fill_tree
-from rnn_lm.training.config import program_of, tokens_per_step
-from rnn_lm.training.metrics import Record
-from rnn_lm.training.run_folder import CHECKPOINTS, DIVERGED, is_over, make_model, write_identity
-from rnn_lm.training.step import TrainState
-
-
-def new_state(config: ConfigDict, vocab_size: int) -> TrainState:
-    """What a run starts from, made by one compiled function for all runs of a program."""
-    key, radius = named_key(config.seed, "params"), jnp.float32(config.model.initial_radius)
-    return _new_state(program_of(config), vocab_size, CELLS.get(config.model.cell), key, radius)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _new_state(
-    program: FrozenConfigDict, vocab_size: int, cell: type | None, key: jax.Array, initial_radius: jax.Array
-) -> TrainState:
-    del cell  # the program has its name; of that name another may have been registered since
-    model = make_model(program, vocab_size, key=key, initial_radius=initial_radius)
-    return TrainState.create(model, program.optimizer.name, program.batch_size)
-
-
-def graphdef_of(program: FrozenConfigDict, vocab_size: int) -> nnx.GraphDef:
-    """The models of a program without their parameters."""
-    return _graphdef_of(program, vocab_size, CELLS.get(program.model.cell))
-
-
-@cache
-def _graphdef_of(program: FrozenConfigDict, vocab_size: int, cell: type | None) -> nnx.GraphDef:
-    del cell  # as in `_new_state`
-    return nnx.split(nnx.eval_shape(partial(make_model, program, vocab_size)), nnx.Param)[0]
+from rnn_lm.program import Numbers, program_of
+from rnn_lm.runs.checkpoints import Checkpoints, fill_tree
+from rnn_lm.runs.folder import CHECKPOINTS, DIVERGED, has_ended, write_identity
+from rnn_lm.runs.record import Record
+from rnn_lm.training.step import TrainState, new_state
 
 
 @dataclass
@@ -76,35 +47,46 @@ class Best:
 class Run:
     """A run in progress.
 
-    One that is `over` already, finished or diverged in an earlier process, only lends its numbers to those beside it;
+    One that has `ended` already, done or diverged in an earlier process, only lends its numbers to those beside it;
     nothing in its folder changes.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, corpus: Corpus, *, alone: bool = True):
-        """`alone`: the only one of this process, and to be trained even if its folder says that it is over."""
+        """`alone`: the only one of this process, and to be trained even if its folder says that it has ended."""
         self.config, self.workdir, self.corpus = config, workdir, corpus
-        self.over = not alone and is_over(workdir, config.steps)
+        self.program, self._numbers = program_of(config, len(corpus.vocabulary))
+        self.ended = not alone and has_ended(workdir, config.steps)
         self._alone = alone
         self.diverged = ""  # what is not finite, and where, once something is not
         self.best = Best()
         self.first_step, self.saved_step = 0, -1  # the latter: none
 
+    @property
+    def numbers(self) -> Numbers:
+        """What the compiled step takes as arguments, as it is now."""
+        return self._numbers._replace(plateau_factor=self.best.plateau_factor).arrays()
+
+    @property
+    def going(self) -> bool:
+        """Whether it is still trained."""
+        return not self.ended and not self.diverged
+
     def open(self) -> TrainState:
         """Its state, from the latest checkpoint or new; from here on things are written."""
-        size = len(self.corpus.vocabulary)
+        new = partial(new_state, self.program)
         with closing(Checkpoints(self.workdir / CHECKPOINTS, read_only=True)) as checkpoints:
             if steps := checkpoints.steps():
                 self.first_step = self.saved_step = steps[-1]
                 arrays, notes = checkpoints.restore(self.saved_step)
-                state = fill_tree(jax.eval_shape(partial(new_state, self.config, size)), arrays)
+                state = fill_tree(jax.eval_shape(new, self.numbers), arrays)
                 self.best = Best(**notes["best"])
             else:
-                state = new_state(self.config, size)
+                state = new(self.numbers)
         if self.first_step > self.config.steps:
             raise UserError(
                 f"--workdir={self.workdir} is at step {self.first_step} already; give --config.steps of at least that"
             )
-        if not self.over:
+        if not self.ended:
             write_identity(self.workdir, self.config, self.corpus)
             self._checkpoints = Checkpoints(self.workdir / CHECKPOINTS, background=self._alone)
             self._record = Record(self.workdir, self.first_step)
@@ -112,24 +94,9 @@ class Run:
 
     def close(self) -> None:
         """Waits for the files that are still being written."""
-        if not self.over:
+        if not self.ended:
             self._record.close()
             self._checkpoints.close()
-
-    def numbers(self) -> dict[str, float]:
-        """The hyper-parameters that are arguments of the compiled step."""
-        numbers = {k: v for k, v in self.config.optimizer.items() if not isinstance(v, str)}
-        return numbers | {
-            "steps": self.config.steps,
-            "plateau_factor": self.best.plateau_factor,
-            "keep_probability": self.config.truncation.keep_probability,
-            "dropout": self.config.model.dropout,
-        }
-
-    def keys(self) -> dict[str, jax.Array]:
-        """Where the compiled step's random numbers come from."""
-        draws = {"dropout": self.config.model.dropout, "truncation": self.config.truncation.kind == "randomized"}
-        return {name: named_key(self.config.seed, name) for name, on in draws.items() if on}
 
     def log_train(self, report: Mapping[str, Any], tokens_per_second: float | None) -> dict[str, Any]:
         """One line of the record: the means since the last one."""

@@ -4,7 +4,6 @@ from flax import nnx
 
 from rnn_lm.analysis import cost
 from rnn_lm.analysis.cost import gradient_in_segments, loss_of, step_costs
-from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.truncation import SegmentTruncation
 
@@ -20,7 +19,7 @@ def test_each_way_has_the_gradient_that_it_says():
     def segmented(params, carry, tokens):
         model = nnx.merge(graphdef, params)
         carry, h = model.hidden(carry, tokens, truncation=SegmentTruncation(4))
-        return cross_entropy(model.output(h), tokens).sum(), carry
+        return model.nll(h, tokens).sum(), carry
 
     def grad(loss):
         return jax.grad(loss, has_aux=True)(params, carry, TOKENS)[0]

@@ -16,7 +16,6 @@ from rnn_lm.analysis.gradients import (
 )
 from rnn_lm.errors import UserError
 from rnn_lm.keys import named_key
-from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.stack import states_by_letter
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
@@ -64,7 +63,7 @@ def test_norms_by_lag_are_those_of_each_lag_differentiated_by_itself(options):
         def loss(state, lag):
             for token in tokens[len(tokens) - 1 - lag : -1]:
                 state, _ = model(state, token[None])
-            return cross_entropy(model.output(model.cell.output(state)), tokens[-1]).sum()
+            return model.nll(model.cell.output(state), tokens[-1]).sum()
 
         return [states_by_letter(model.cell, jax.grad(loss)(states[-1 - lag], lag)) for lag in range(window)]
 
@@ -136,7 +135,7 @@ def test_moments_of_randomized_gradients_are_those_of_single_draws():
         def loss(params):
             model = nnx.merge(graphdef, params)
             _, h = model.hidden(batch.carry, batch.inputs, truncation=RandomizedTruncation(0.7, key))
-            return cross_entropy(model.output(h), batch.labels).mean()
+            return model.mean_nll(h, batch.labels)
 
         return jax.grad(loss)(params)["cell"]["w_hh"][...]
 

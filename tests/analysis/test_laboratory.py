@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rnn_lm import plots
 from rnn_lm.analysis import laboratory
 from rnn_lm.analysis.laboratory import SECTIONS, Subject
 from rnn_lm.files import dumps
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.plots.laboratory import INSPECTION
 
 V = 7
 IDS = np.random.default_rng(0).integers(0, V, 600)
@@ -44,7 +44,7 @@ def test_models_without_a_gradient_to_measure_are_told_of(make, name, tmp_path, 
     with np.errstate(over="ignore", invalid="ignore"):
         section = SECTIONS[name][1](of)
         assert dumps(section) and "nan" not in section["finding"]
-        plots.INSPECTION[name](tmp_path / "picture.png", section)
+        INSPECTION[name](tmp_path / "picture.png", section)
 
 
 def test_the_fate_of_gradients_is_named():

@@ -17,7 +17,7 @@ import rnn_lm
 from rnn_lm.commands import VERBS
 from rnn_lm.commands.train import describe
 from rnn_lm.inference import evaluate as inference
-from rnn_lm.training.run_folder import corpus_of
+from rnn_lm.runs.load import corpus_of
 from tests.reference import forward, nats, numpy_params
 
 ROOT = Path(rnn_lm.__file__).parents[1]

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 import rnn_lm
-from rnn_lm import plots
-from rnn_lm.analysis import compare as module
 from rnn_lm.commands import main
 from rnn_lm.commands.compare import NAMES, describe
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.files import read_json
 from rnn_lm.inference.evaluate import evaluate
 from rnn_lm.ngram import NGramLM
-from rnn_lm.training.run_folder import read_config
+from rnn_lm.plots.rivals import COMPARISON
+from rnn_lm.runs.folder import read_config
+from rnn_lm.sweeps import rivals as module
 
 pytestmark = pytest.mark.slow  # four networks are trained
 
@@ -107,7 +107,7 @@ def test_the_screen_and_the_pictures_say_it(compared, tmp_path):
               for row in result["models"]]  # fmt: skip
     assert "the state runs away: LSTM." in describe(result | {"models": models})
     assert "<unk>" not in screen and "5% of the tokens are <unk>" in describe(result | {"unknown": 58})
-    for name, draw in plots.COMPARISON.items():
+    for name, draw in COMPARISON.items():
         assert (folder / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         draw(tmp_path / f"{name}.png", result | {"ngrams": result["ngrams"][:1]}, NAMES)
 

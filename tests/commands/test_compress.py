@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rnn_lm
-from rnn_lm.training.loop import train
+from rnn_lm.training.train import train
 from tests.conftest import make_text, small_config
 
 ROOT = Path(rnn_lm.__file__).parents[1]
@@ -98,7 +98,7 @@ def test_force_replaces_and_a_full_disk_does_not(cli, run_folder, given, tmp_pat
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for place in ("os.fsync", "rnn_lm.inference.compress.write_block"):
+    for place in ("os.fsync", "rnn_lm.compression.compress.write_block"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             code, out, err = cli("compress", f"--workdir={run_folder}", given, target, "--force", "--noverify")
@@ -109,7 +109,7 @@ def test_force_replaces_and_a_full_disk_does_not(cli, run_folder, given, tmp_pat
 
 
 def test_a_signal_leaves_nothing(cli, run_folder, given, tmp_path, monkeypatch):
-    from rnn_lm.inference import lanes
+    from rnn_lm.compression import lanes
 
     original, calls = lanes._step, []
 

@@ -51,7 +51,7 @@ def own(cli, folder, monkeypatch):
     def run(*arguments, imports=("mgu.py",)):
         CELLS.pop("mgu", None)
         monkeypatch.setattr(plugins, "IMPORTED", [])
-        monkeypatch.setattr("rnn_lm.training.run_folder.IMPORTED", plugins.IMPORTED)
+        monkeypatch.setattr("rnn_lm.runs.folder.IMPORTED", plugins.IMPORTED)
         given = [str(argument).replace("FOLDER", str(folder)) for argument in arguments]
         return cli(*given, *(f"--import={folder / name}" for name in imports))
 

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from rnn_lm import plots
 from rnn_lm.analysis import laboratory
 from rnn_lm.commands import main
+from rnn_lm.plots.laboratory import INSPECTION
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def inspected(tmp_path_factory, run_folder):
 def test_it_leaves_numbers_and_a_picture_of_each(inspected):
     found = json.loads((inspected / "inspect.json").read_text())
     assert found["window"] == 4 and found["text"].endswith("test split")
-    for name in plots.INSPECTION:
+    for name in INSPECTION:
         assert found[name]["finding"].endswith((".", ")"))
         assert (inspected / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert len(found["gradients_by_lag"]["quantiles"]["h"]["0.5"]) == 4
@@ -47,7 +47,7 @@ def test_pictures_are_drawn_of_little_too(inspected, tmp_path):
     found["clipping"] |= {"lines": [], "clip_norm": 0.0, "share": None}
     found["cost"]["rows"][0]["seconds"] = None  # as of a gradient that needs too much memory
     found["jacobians"] |= {"lyapunov_exponents": [-np.inf], "standard_errors": [np.nan]}
-    for name, draw in plots.INSPECTION.items():
+    for name, draw in INSPECTION.items():
         draw(tmp_path / f"{name}.png", found[name])
         assert (tmp_path / f"{name}.png").exists()
 

@@ -15,7 +15,7 @@ import pytest
 from rnn_lm.commands import main
 from rnn_lm.commands.sweep import describe, parse_shard
 from rnn_lm.errors import UserError
-from rnn_lm.training.results import settings_of
+from rnn_lm.sweeps.results import settings_of
 from tests.training.test_loop import assert_same_run
 
 CONFIG = """

@@ -12,12 +12,12 @@ import tempfile
 from pathlib import Path
 
 import rnn_lm
+from rnn_lm.compression.compress import compress
+from rnn_lm.config import complete_config
 from rnn_lm.files import FORMAT, write_json
-from rnn_lm.inference.compress import compress
 from rnn_lm.inference.evaluate import evaluate
-from rnn_lm.training.config import complete_config
-from rnn_lm.training.loop import train
-from rnn_lm.training.sweep import sweep
+from rnn_lm.sweeps.sweep import sweep
+from rnn_lm.training.train import train
 from tests.conftest import make_text
 
 PACKED = Path(__file__).with_name(f"format_{FORMAT}.tar.xz")

@@ -7,7 +7,7 @@ from flax import nnx
 
 from rnn_lm.inference import evaluate as module
 from rnn_lm.inference import reading
-from rnn_lm.inference.evaluate import Evaluation, evaluate, evaluate_side_by_side, figures, runs_away
+from rnn_lm.inference.evaluate import Evaluation, evaluate, evaluate_members, figures, runs_away
 from rnn_lm.nn.models import RNNLM
 from tests.reference import forward, nats, numpy_params
 
@@ -107,7 +107,7 @@ def test_a_state_that_runs_away_is_told_from_one_that_does_not():
     assert runs_away(Evaluation(np.nan, 10), reset)
 
 
-def test_models_side_by_side_are_evaluated_as_alone(monkeypatch):
+def test_several_models_at_once_are_evaluated_as_alone(monkeypatch):
     """In one window and in chunks of a few steps, as one stream and with resets."""
     models = [RNNLM(6, 8, cell="lstm", rngs=nnx.Rngs(seed), dropout=seed / 10) for seed in range(3)]
     ids = np.random.default_rng(0).integers(0, 6, 200)
@@ -116,7 +116,7 @@ def test_models_side_by_side_are_evaluated_as_alone(monkeypatch):
             monkeypatch.setattr(each, "MAX_LOGITS", logits)
         for reset_every in (0, 30):
             alone = [evaluate(model, ids, reset_every=reset_every) for model in models]
-            together = evaluate_side_by_side(models, ids, reset_every=reset_every)
+            together = evaluate_members(models, ids, reset_every=reset_every)
             for mine, theirs in zip(together, alone, strict=True):
                 assert (mine.tokens, mine.nll) == (199, pytest.approx(theirs.nll, rel=1e-6))
                 assert mine.max_abs == pytest.approx(theirs.max_abs, rel=1e-5)

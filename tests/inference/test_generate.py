@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from rnn_lm.inference import generate as module
-from rnn_lm.inference.generate import generate, generate_side_by_side, keep_likeliest
+from rnn_lm.inference.generate import generate, generate_members, keep_likeliest
 from rnn_lm.nn.models import RNNLM
 
 PROMPT = np.array([1, 2, 3])
@@ -101,10 +101,10 @@ def test_a_token_without_weight_is_never_drawn():
     assert (module._at_quantile(weights, jnp.zeros(200)) == kept.argmax(-1)).all()
 
 
-def test_models_side_by_side_write_what_each_writes_alone():
+def test_several_models_at_once_write_what_each_writes_alone():
     models = [RNNLM(6, 8, rngs=nnx.Rngs(seed)) for seed in range(3)]
     keys = [jax.random.key(seed) for seed in (5, 5, 6)]
-    together = generate_side_by_side(models, PROMPT, 40, keys=keys)
+    together = generate_members(models, PROMPT, 40, keys=keys)
     for written, model, key in zip(together, models, keys, strict=True):
-        np.testing.assert_array_equal(written, generate(model, PROMPT, 40, key=key)[0])
+        np.testing.assert_array_equal(written, generate(model, PROMPT, 40, key=key))
     assert (together[0] != together[1]).any()

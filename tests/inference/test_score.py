@@ -5,7 +5,8 @@ from flax import nnx
 from rnn_lm.inference import evaluate as module
 from rnn_lm.inference import score as score_module
 from rnn_lm.inference.score import score
-from rnn_lm.nn.models import MLPLM, RNNLM
+from rnn_lm.mlp import MLPLM
+from rnn_lm.nn.models import RNNLM
 from tests.reference import forward, nats, numpy_params
 
 RNG = np.random.default_rng(0)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell, LSTMState, identity, uniform
+from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell, LSTMState
+from rnn_lm.nn.initializers import identity, uniform
 from rnn_lm.nn.stack import Stack, dropped, states_by_letter
 from tests.reference import gru_step, lstm_step
 

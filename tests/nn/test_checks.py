@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rnn_lm.mlp import MLPLM
 from rnn_lm.nn import cpu
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
-from rnn_lm.nn.models import MLPLM, RNNLM
+from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.stack import Stack, dropped
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation

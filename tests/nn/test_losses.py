@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnn_lm.nn.losses import cross_entropy
+from rnn_lm.nn.output import cross_entropy
 from tests.reference import nats
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rnn_lm.mlp import MLPLM
 from rnn_lm.nn.cells import LSTMState
-from rnn_lm.nn.losses import cross_entropy
-from rnn_lm.nn.models import MLPLM, RNNLM
+from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.output import cross_entropy
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.stack import dropped
 from tests.reference import forward, numpy_params, real_time_recurrent_learning
@@ -56,17 +57,17 @@ def test_dropout_acts_with_a_key_only_and_on_the_output_layers_input_too():
     carry, key = model.initialize_carry(2), jax.random.key(3)
     _, h = model.hidden(carry, TOKENS)
     _, logits = model(carry, TOKENS, key=key)
-    np.testing.assert_array_equal(logits, model.output(dropped(h, 0.5, jax.random.fold_in(key, 0))))
+    np.testing.assert_array_equal(logits, model.logits(dropped(h, 0.5, jax.random.fold_in(key, 0))))
     _, other = model(carry, TOKENS, key=jax.random.key(4))
     assert np.abs(other - logits).max() > 0.1
-    np.testing.assert_array_equal(model(carry, TOKENS)[1], model.output(h))
+    np.testing.assert_array_equal(model(carry, TOKENS)[1], model.logits(h))
 
 
 def test_a_tied_model_has_one_matrix_for_tokens_in_and_out():
     model = RNNLM(7, 5, rngs=nnx.Rngs(0), embed_dim=5, tie=True)
     assert model.w_hq is None
     h = jnp.ones((2, 5))
-    np.testing.assert_allclose(model.output(h), h @ model.embedding[...].T, rtol=1e-5)
+    np.testing.assert_allclose(model.logits(h), h @ model.embedding[...].T, rtol=1e-5)
     unused = 6  # of no input: its gradient can only come from the output layer
     gradient = nnx.grad(lambda m: jax.nn.logsumexp(m(m.initialize_carry(2), TOKENS % unused)[1]))(model)
     assert np.abs(gradient.embedding[unused]).max() > 0
@@ -80,7 +81,7 @@ def test_bfloat16_is_for_the_output_layers_product_too():
     assert logits.dtype == jnp.float32
     assert 0 < np.abs(logits - full).max() < 0.05
     h = jnp.linspace(-1, 1, 5)[None]
-    assert 0 < np.abs(model.output(h) - exact.output(h)).max() < 0.02
+    assert 0 < np.abs(model.logits(h) - exact.logits(h)).max() < 0.02
 
 
 def test_backpropagation_through_time_equals_real_time_recurrent_learning():

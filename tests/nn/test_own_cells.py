@@ -381,22 +381,3 @@ def test_a_cell_without_gates_is_told_what_is_missing():
     cell = make(Bare)
     with pytest.raises(TypeError, match="Bare has no gates"):
         unroll(cell, cell.initialize_carry((B, D)), make_inputs())
-
-
-def test_many_calls_outside_jit_compile_once(caplog):
-    cell, x = make(Gated), make_inputs()
-    carry, resets, lengths = make_carry(cell), RESETS, LENGTHS
-    options = [{}, {"lengths": lengths}, {"resets": resets}, {"lengths": lengths, "truncation": SegmentTruncation(2)}]
-    calls = [partial(unroll, cell, carry, x, **chosen) for chosen in options] + [partial(unroll, cell, carry, x[:1])]
-    calls.append(lambda: jax.grad(lambda carry: unroll(cell, carry, x, lengths=lengths)[1].sum())(carry))
-
-    def compilations():
-        caplog.clear()
-        with jax.log_compiles():
-            for call in calls:
-                call()
-        return sum("Finished XLA compilation" in record.message for record in caplog.records)
-
-    unroll(cell, carry, x[:2])  # the check's own small arrays
-    assert compilations() >= len(calls)
-    assert compilations() == 0

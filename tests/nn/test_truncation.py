@@ -9,7 +9,6 @@ from flax import nnx
 from rnn_lm.data.corpus import recall
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.nn.cells import LSTMCell
-from rnn_lm.nn.losses import cross_entropy
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.stack import Stack
@@ -145,7 +144,7 @@ def test_the_recall_task_takes_a_window_of_its_lag(steps, learns):
 
     def loss(model):
         _, h = model.hidden(model.initialize_carry(1), ids[:-1], truncation=WindowTruncation(steps))
-        return cross_entropy(model.output(h[-1]), ids[-1]).sum()
+        return model.nll(h[-1], ids[-1]).sum()
 
     of_capital = nnx.grad(loss)(model).cell.w_xh[...][ids[0, 0]]
     assert (np.abs(of_capital).max() > 1e-6) == learns and (np.abs(of_capital).max() == 0) != learns

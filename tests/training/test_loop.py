@@ -13,13 +13,14 @@ from rnn_lm.errors import Diverged, UserError
 from rnn_lm.inference.evaluate import evaluate
 from rnn_lm.interrupts import Stopped
 from rnn_lm.ngram import NGramLM
+from rnn_lm.runs.checkpoints import Checkpoints
+from rnn_lm.runs.folder import locked, read_config, read_diverged
+from rnn_lm.runs.load import load
+from rnn_lm.runs.record import read_metrics
 from rnn_lm.training import loop as module
 from rnn_lm.training.baselines import fit_ngram
-from rnn_lm.training.checkpoints import Checkpoints
-from rnn_lm.training.loop import train
-from rnn_lm.training.metrics import read_metrics
 from rnn_lm.training.run import Run
-from rnn_lm.training.run_folder import load, locked, read_config, read_diverged
+from rnn_lm.training.train import train
 from tests.conftest import make_text, small_config
 
 

@@ -3,13 +3,13 @@ import numpy as np
 import optax
 import pytest
 
+from rnn_lm.program import Numbers
 from rnn_lm.training.optimizers import learning_rate, make_optimizer
 
 
 def numbers(**changes):
-    given = {"learning_rate": 0.5, "warmup_steps": 0, "steps": 100, "decay_factor": 0.1, "decay_every": 30}
-    given |= {"plateau_factor": 1.0, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.0}
-    return {name: jnp.float32(value) for name, value in (given | changes).items()}
+    given = {"learning_rate": 0.5, "steps": 100, "decay_factor": 0.1, "decay_every": 30, "plateau_factor": 1.0}
+    return Numbers(*len(Numbers._fields) * [0])._replace(**given | changes).arrays()
 
 
 def rates(schedule, steps, **changes):

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from rnn_lm.errors import UserError
-from rnn_lm.training.loop import train
+from rnn_lm.runs.folder import METRICS
 from rnn_lm.training.profile import seconds_of_parts
-from rnn_lm.training.run_folder import METRICS
+from rnn_lm.training.train import train
 from tests.conftest import small_config
 
 

@@ -6,43 +6,47 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rnn_lm.config import complete_config
 from rnn_lm.data.batches import Batches
-from rnn_lm.nn.losses import cross_entropy
-from rnn_lm.nn.models import RNNLM
+from rnn_lm.keys import named_key
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
-from rnn_lm.training.step import Means, TrainState, train_steps
+from rnn_lm.program import model_of, program_of
+from rnn_lm.training.step import Means, new_state, train_steps
 from tests.reference import forward, gradients, numpy_params
 
 V, H, B, T = 7, 5, 3, 4
+IDS = np.random.default_rng(0).integers(0, V, 70)
 
 
-def numbers(**changes):
-    given = {"learning_rate": 0.5, "momentum": 0, "weight_decay": 0, "clip_norm": 0, "warmup_steps": 0, "steps": 99}
-    return {name: jnp.float32(value) for name, value in (given | changes).items()}
+class Training:
+    """Steps on a small text, of a config with these changes."""
 
+    def __init__(self, ids=IDS, *, optimizer=None, model=None, **changes):
+        optimizer = {"name": "sgd", "learning_rate": 0.5, "clip_norm": 0.0} | (optimizer or {})
+        model = {"num_hiddens": H} | (model or {})
+        given = {"seed": 3, "steps": 99, "batch_size": B, "segment_length": T, "model": model, "optimizer": optimizer}
+        self.program, self.numbers = program_of(complete_config(given | changes), V)
+        stride, partition = self.program.truncation_update_every, self.program.partition
+        self.batches = Batches.of(ids, batch_size=B, segment_length=T, partition=partition, stride=stride, seed=3)
+        self.state = new_state(self.program, self.numbers.arrays())
 
-def setup(partition="sequential", optimizer="sgd"):
-    """A new model, its state, and `run(state, until)`."""
-    model = RNNLM(V, H, rngs=nnx.Rngs(0))
-    ids = np.random.default_rng(0).integers(0, V, 70)
-    batches = Batches.of(ids, batch_size=B, segment_length=T, partition=partition, seed=3)
-    graphdef, _ = nnx.split(model, nnx.Param)
-    state = TrainState.create(model, optimizer, B)
+    @property
+    def model(self):
+        return model_of(self.program, self.state.params)
 
-    def run(state, until, **changes):
-        names = {"optimizer": optimizer, "schedule": "constant"}
-        return train_steps(state, jnp.int32(until), batches, numbers(**changes), {}, graphdef=graphdef, **names)
-
-    return model, batches, state, run, lambda state: nnx.merge(graphdef, state.params)
+    def run(self, until, **numbers):
+        given = self.numbers._replace(**numbers).arrays()
+        self.state, report = train_steps(self.state, jnp.int32(until), self.batches, given, program=self.program)
+        return report
 
 
 @pytest.mark.parametrize("partition", ["sequential", "random"])
-@pytest.mark.parametrize("clip_norm", [0.0, 0.615])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.75])
 def test_steps_equal_numpy_backpropagation_through_time(partition, clip_norm):
-    model, batches, state, run, merged = setup(partition)
-    params, h, losses, norms = numpy_params(model), np.zeros((B, H)), [], []
-    for step in range(batches.steps_per_epoch + 2):  # into the second epoch
-        inputs, labels, restart = map(np.asarray, batches(step))
+    training = Training(partition=partition, optimizer={"clip_norm": clip_norm})
+    params, h, losses, norms = numpy_params(training.model), np.zeros((B, H)), [], []
+    for step in range(training.batches.steps_per_epoch + 2):  # into the second epoch
+        inputs, labels, restart = map(np.asarray, training.batches(step))
         h = h * (1 - restart)
         loss, grads = gradients(params, h, inputs, labels)
         norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
@@ -51,10 +55,10 @@ def test_steps_equal_numpy_backpropagation_through_time(partition, clip_norm):
         params = {name: value - 0.5 * scale * grads[name] for name, value in params.items()}
         losses.append(loss)
         norms.append(norm)
-        state, report = run(state, step + 1, clip_norm=clip_norm)
-        for name, value in numpy_params(merged(state)).items():
+        report = training.run(step + 1)
+        for name, value in numpy_params(training.model).items():
             np.testing.assert_allclose(value, params[name], atol=1e-5)
-        np.testing.assert_allclose(state.carry, h, atol=1e-5)
+        np.testing.assert_allclose(training.state.carry, h, atol=1e-5)
     clipped = [clip_norm and norm > clip_norm for norm in norms]
     expected = {
         "nll": np.mean(losses),
@@ -67,9 +71,9 @@ def test_steps_equal_numpy_backpropagation_through_time(partition, clip_norm):
 
 
 def test_numpy_gradients_are_those_of_finite_differences():
-    model, batches, *_ = setup()
-    params = numpy_params(model)
-    inputs, labels, _ = map(np.asarray, batches(0))
+    training = Training()
+    params = numpy_params(training.model)
+    inputs, labels, _ = map(np.asarray, training.batches(0))
     h0 = np.random.default_rng(1).normal(size=(B, H))
     _, grads = gradients(params, h0, inputs, labels)
     for name, value in params.items():
@@ -94,84 +98,68 @@ def test_the_running_mean_stays_exact_over_many_steps():
 
 
 def test_one_dispatch_of_many_steps_has_the_same_bits_as_many_of_one():
-    _, _, one, run, _ = setup(optimizer="adam")
-    one, _ = run(one, 9)
-    _, _, many, run, _ = setup(optimizer="adam")
+    one, many = (Training(optimizer={"name": "adam"}) for _ in range(2))
+    one.run(9)
     for step in (1, 2, 5, 9):
-        many, _ = run(many, step)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        many.run(step)
+    for a, b in zip(jax.tree.leaves(one.state), jax.tree.leaves(many.state), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_dropout_depends_on_the_step_whenever_the_log_is_written():
-    model = RNNLM(V, H, rngs=nnx.Rngs(0), dropout=0.5)
-    ids = np.random.default_rng(0).integers(0, V, 70)
-    batches = Batches.of(ids, batch_size=B, segment_length=T, partition="sequential")
-    settings = {"graphdef": nnx.graphdef(model), "optimizer": "sgd", "schedule": "constant"}
-
-    def run(*stops, seed=0, settings=settings):
-        state = TrainState.create(model, "sgd", B)
+def test_dropout_depends_on_seed_and_step_and_not_on_when_the_log_is_written():
+    def weights(*stops, **numbers):
+        training = Training(model={"dropout": 0.5})
         for step in stops:
-            state = replace(jax.tree.map(jnp.array, state), means=Means.none())  # as a train line leaves it
-            state, _ = train_steps(
-                state, jnp.int32(step), batches, numbers(dropout=0.5), {"dropout": jax.random.key(seed)}, **settings
-            )
-        return numpy_params(nnx.merge(settings["graphdef"], state.params))["w_hq"]
+            state = jax.tree.map(jnp.array, training.state)
+            training.state = replace(state, means=Means.none())  # as a train line leaves it
+            training.run(step, **numbers)
+        return numpy_params(training.model)["w_hq"]
 
-    np.testing.assert_array_equal(run(2, 5), run(5))
-    assert np.abs(run(5, seed=1) - run(5)).max() > 0.01
-    other = nnx.graphdef(RNNLM(V, H, rngs=nnx.Rngs(0), dropout=0.9))  # the rate is one of the numbers
-    np.testing.assert_array_equal(run(5, settings=settings | {"graphdef": other}), run(5))
+    np.testing.assert_array_equal(weights(2, 5), weights(5))
+    assert np.abs(weights(5, dropout=0.9) - weights(5)).max() > 0.01
+    assert np.abs(weights(5, seed=1) - weights(5)).max() > 0.01
 
 
 def test_it_stops_at_the_step_whose_loss_is_not_finite():
-    _, _, state, run, _ = setup()
-    state, _ = run(state, 2)
-    state.params.cell.w_hh[...] = jnp.full((H, H), jnp.nan)
-    state, report = run(state, 9)
+    training = Training()
+    training.run(2)
+    training.state.params.cell.w_hh[...] = jnp.full((H, H), jnp.nan)
+    report = training.run(9)
     assert not report["finite"]
     assert int(report["step"]) == 3
-    state, report = run(state, 20)
-    assert int(report["step"]) == 3
+    assert int(training.run(20)["step"]) == 3
 
 
-def test_one_batch_can_be_learned_by_heart():
-    model = RNNLM(V, 32, rngs=nnx.Rngs(0))
-    ids = np.random.default_rng(0).integers(0, V, B * T + T + 1)
-    batches = Batches.of(ids, batch_size=B, segment_length=T, partition="sequential")
-    graphdef, _ = nnx.split(model, nnx.Param)
-    state = TrainState.create(model, "adam", B)
-    settings = {"graphdef": graphdef, "optimizer": "adam", "schedule": "constant"}
-    state, _ = train_steps(state, jnp.int32(400), batches, numbers(learning_rate=0.01), {}, **settings)
-    state = replace(state, means=Means.none())
-    state, _ = train_steps(state, jnp.int32(420), batches, numbers(learning_rate=0.01), {}, **settings)
-    assert float(state.means.values["nll"]) < 0.3 * np.log(V)
+def test_one_batch_can_be_memorised():
+    optimizer = {"name": "adam", "learning_rate": 0.01}
+    training = Training(IDS[: B * T + T + 1], model={"num_hiddens": 32}, optimizer=optimizer)
+    training.run(400)
+    training.state = replace(training.state, means=Means.none())
+    training.run(420)
+    assert float(training.state.means.values["nll"]) < 0.3 * np.log(V)
 
 
 TRUNCATIONS = {
     "segment": SegmentTruncation(2),
     "window": WindowTruncation(2),
-    "randomized": RandomizedTruncation(0.5, jax.random.fold_in(jax.random.key(4), 0)),
+    "randomized": RandomizedTruncation(0.5, jax.random.fold_in(named_key(3, "truncation"), 0)),
 }
 
 
 @pytest.mark.parametrize("kind", TRUNCATIONS)
 def test_a_step_truncates_as_the_config_says(kind):
-    model, batches, state, *_ = setup()
-    inputs, labels, _ = batches(0)
+    given = {"keep_probability": 0.5} if kind == "randomized" else {"steps": 2}
+    training = Training(truncation={"kind": kind} | given, optimizer={"learning_rate": 1.0})
+    inputs, labels, _ = training.batches(0)
 
     def loss(model, truncation):
         _, h = model.hidden(model.initialize_carry(B), inputs, truncation=truncation)
-        return cross_entropy(model.output(h), labels).mean()
+        return model.mean_nll(h, labels)
 
-    expected, whole = (nnx.grad(loss)(model, t) for t in (TRUNCATIONS[kind], None))
-    settings = {"optimizer": "sgd", "schedule": "constant", "truncation": kind, "truncation_steps": 2}
-    graphdef, before = nnx.split(model, nnx.Param)
-    given = numbers(learning_rate=1.0) | {"keep_probability": jnp.float32(0.5)}
-    keys = {"truncation": jax.random.key(4)}
-    before = jax.tree.map(np.array, before)
-    state, _ = train_steps(state, jnp.int32(1), batches, given, keys, graphdef=graphdef, **settings)
-    moved = jax.tree.map(lambda a, b: a - b, before, state.params)
+    expected, whole = (nnx.grad(loss)(training.model, t) for t in (TRUNCATIONS[kind], None))
+    before = jax.tree.map(np.array, training.state.params)
+    training.run(1)
+    moved = jax.tree.map(lambda a, b: a - b, before, training.state.params)
     for got, want in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
     assert np.abs(expected.cell.w_hh[...] - whole.cell.w_hh[...]).max() > 1e-4
@@ -180,57 +168,46 @@ def test_a_step_truncates_as_the_config_says(kind):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"truncation": "tbptt", "truncation_steps": T},
-        {"truncation": "window", "truncation_steps": T},
-        {"truncation": "segment", "truncation_steps": T},
+        {"truncation": {"kind": "tbptt", "steps": T, "update_every": T}},
+        {"truncation": {"kind": "window", "steps": T}},
+        {"truncation": {"kind": "segment", "steps": T}},
         {"remat": 2},
     ],
     ids=str,
 )
 def test_what_is_the_same_as_plain_training_trains_the_same(changes):
     """TBPTT(k, k) is training by segments; a truncation of T steps or more, and recomputation, change nothing."""
-
-    def trained(stride, **changes):
-        model = RNNLM(V, H, rngs=nnx.Rngs(0), cell="gru")
-        ids = np.random.default_rng(0).integers(0, V, 70)
-        batches = Batches.of(ids, batch_size=B, segment_length=T, partition="sequential", stride=stride)
-        names = {"graphdef": nnx.graphdef(model), "optimizer": "adam", "schedule": "constant"}
-        state = TrainState.create(model, "adam", B)
-        return train_steps(state, jnp.int32(5), batches, numbers(learning_rate=0.01), {}, **names, **changes)[0]
-
-    exactly = "tbptt" in changes.values()
-    got, expected = trained(T, **changes), trained(0)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    usual = {"model": {"cell": "gru"}, "optimizer": {"name": "adam", "learning_rate": 0.01}}
+    got, expected = Training(**usual, **changes), Training(**usual)
+    for training in (got, expected):
+        training.run(5)
+    exactly = "truncation" in changes
+    for a, b in zip(jax.tree.leaves(got.state), jax.tree.leaves(expected.state), strict=True):
         np.testing.assert_allclose(a, b, atol=0 if exactly else 1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("update_every", [1, 2, 4])
 def test_tbptt_updates_every_few_tokens_and_looks_back_further(update_every):
     """Against windows differentiated one by one: the new tokens' losses, from the state T tokens before their end."""
-    model, *_ = setup()
-    ids = np.random.default_rng(0).integers(0, V, 70)
-    batches = Batches.of(ids, batch_size=B, segment_length=T, partition="sequential", stride=update_every, seed=3)
-    graphdef, params = nnx.split(model, nnx.Param)
+    training = Training(truncation={"kind": "tbptt", "steps": T, "update_every": update_every})
+    graphdef, params = nnx.split(training.model, nnx.Param)
     params = jax.tree.map(jnp.array, params)
-    state = TrainState.create(model, "sgd", B)
-    carry = model.initialize_carry(B)
+    carry = training.model.initialize_carry(B)
 
     def loss(params, carry, inputs, labels):
         model, total, kept = nnx.merge(graphdef, params), 0.0, None
         for t in range(T):
-            carry, logits = model(carry, inputs[t : t + 1])
+            carry, h = model.hidden(carry, inputs[t : t + 1])
             kept = carry if t == update_every - 1 else kept
-            total += cross_entropy(logits[0], labels[t]).mean() if t >= T - update_every else 0.0
+            total += model.nll(h[0], labels[t]).mean() if t >= T - update_every else 0.0
         return total / update_every, kept
 
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     for step in range(5):
-        inputs, labels, _ = batches(step)
+        inputs, labels, _ = training.batches(step)
         grads, carry = gradient(params, carry, inputs, labels)
         params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
-        names = {"optimizer": "sgd", "schedule": "constant", "truncation": "tbptt", "truncation_steps": T}
-        state, _ = train_steps(state, jnp.int32(step + 1), batches, numbers(), {}, graphdef=graphdef, **names)
-        for got, want in zip(
-            jax.tree.leaves((state.params, state.carry)), jax.tree.leaves((params, carry)), strict=True
-        ):
-            np.testing.assert_allclose(got, want, atol=1e-5)
+        training.run(step + 1)
+        got = training.state.params, training.state.carry
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves((params, carry)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)

@@ -5,9 +5,10 @@ from contextlib import closing
 import jax
 import pytest
 
+from rnn_lm.config import check_config
 from rnn_lm.data.corpus import load_corpus
-from rnn_lm.training.config import check_config
-from rnn_lm.training.loop import Trainer, batches_of
+from rnn_lm.program import batches_of
+from rnn_lm.training.loop import Trainer
 from rnn_lm.training.run import Run
 from tests.conftest import small_config
 
@@ -35,7 +36,8 @@ def test_a_step_leaks_nothing_draws_once_from_a_key_sends_nothing_unasked_and_ha
     )
     check_config(config)
     corpus = load_corpus(**config.corpus)
-    with closing(Trainer([Run(config, tmp_path / "run", corpus)], batches_of(config, corpus))) as trainer:
+    run = Run(config, tmp_path / "run", corpus)
+    with closing(Trainer([run], batches_of(run.program, corpus))) as trainer:
         with jax.checking_leaks(), jax.debug_key_reuse(True), jax.transfer_guard("disallow"), jax.debug_nans(True):
             for until in (2, 5):
                 report = jax.device_get(trainer.dispatch(until))

@@ -1,0 +1,174 @@
+"""Configs: made from the table of fields or read from a file, changed field by field, and checked. No jax here."""
+
+import math
+import runpy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rnn_lm.errors import UserError, unknown_name
+from rnn_lm.fields import FIELDS, MAX_FLOAT, MAX_INT, Field, get_field, parent_of
+from rnn_lm.nn.registry import CELLS, OPTIONAL, cell_class, takes
+
+
+def default_config() -> Any:  # a ConfigDict; pyright takes its fields for values that have none
+    """A complete config, locked: what an experiment starts from. `FIELDS` says what each field means."""
+    config = ConfigDict()
+    for name, field in FIELDS.items():
+        parent_of(config, name, create=True)[name.rpartition(".")[2]] = field.default
+    return config.lock()
+
+
+def load_config(path: str) -> ConfigDict:
+    """The config of an experiment file: what its `get_config()` returns, laid over the defaults."""
+    given = _call(path, "get_config")
+    if not isinstance(given, dict | ConfigDict):
+        raise UserError(f"--config={path} has no get_config() that returns a config; experiments/char.py is an example")
+    return complete_config(ConfigDict(given).to_dict())
+
+
+def load_sweep(path: str) -> list[dict[str, Any]]:
+    """The members that an experiment file lists: what its `sweep()` returns, a list of overrides."""
+    given = _call(path, "sweep")
+    example = "experiments/sweeps/learning_rate.py is an example"
+    if not isinstance(given, list) or not all(_is_override(member) for member in given):
+        raise UserError(f"--config={path} has no sweep() that returns a list of dicts, field name → value; {example}")
+    if not given:
+        raise UserError(f"--config={path}: its sweep() lists no members; {example}")
+    return given
+
+
+def _is_override(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+def _call(path: str, function: str) -> Any:
+    """What a function of an experiment file returns; None where there is none."""
+    if not Path(path).is_file():
+        raise UserError(f"--config={path}: no such file; for example --config=experiments/char.py")
+    try:
+        names = runpy.run_path(path)
+        return names[function]() if function in names else None
+    except (Exception, SystemExit) as error:
+        text = error.args[0] if error.args else ""  # str() of a KeyError would quote it
+        raise UserError(f"--config={path}: {type(error).__name__}: {text}") from error
+
+
+def complete_config(given: dict[str, Any]) -> ConfigDict:
+    """The defaults, changed by the fields of a nested dict that need not have all of them."""
+    config = default_config()
+    for name, value in _flatten(given):
+        set_field(config, name, value)
+    return config
+
+
+def set_field(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets one field by its dotted name; a whole number may stand for a float, a NumPy number for one of Python's."""
+    if name not in FIELDS:
+        raise unknown_name("config field", name, FIELDS)
+    kind = type(FIELDS[name].default)
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"config.{name} is {value!r}; it takes {_KINDS[kind]}")
+    parent_of(config, name)[name.rpartition(".")[2]] = value
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises UserError where a value is out of its range, or where two of them do not go together."""
+    for name, field in FIELDS.items():
+        value = get_field(config, name)
+        if field.names and value not in (known := _names_of(name, field)):
+            hint = " (--import=MODULE_OR_FILE loads one that registers another)" if name == "model.cell" else ""
+            raise UserError(f"{unknown_name(f'config.{name}', str(value), known)}{hint}")
+        if isinstance(value, str | bool):
+            continue
+        high = min(field.high, MAX_INT if isinstance(value, int) else MAX_FLOAT)
+        if not field.low <= value <= high:  # nan is in no range
+            bound = (
+                f"at least {field.low}" if field.high == math.inf and value < high else f"from {field.low} to {high}"
+            )
+            raise UserError(f"config.{name} is {value}; it must be {bound}")
+    if config.optimizer.momentum and config.optimizer.name != "sgd":
+        raise UserError(f"config.optimizer.momentum is of sgd only; set it to 0 for {config.optimizer.name}")
+    if config.model.kind == "mlp":
+        for name in ("model.num_layers", "model.layer_norm", "remat", "truncation.kind"):
+            if get_field(config, name) != FIELDS[name].default:
+                raise UserError(f"config.{name} is of recurrent layers; leave it out for model.kind mlp")
+        if config.partition == "random" and config.segment_length < config.model.context:
+            raise UserError(
+                f"config.model.context is {config.model.context}, but with partition random the mlp never reads more "
+                f"than segment_length = {config.segment_length} tokens"
+            )
+    else:
+        _check_cell(config)
+    if config.model.tie and config.model.embed_dim != config.model.num_hiddens:
+        raise UserError(
+            f"config.model.tie needs config.model.embed_dim = num_hiddens = {config.model.num_hiddens}; "
+            f"it is {config.model.embed_dim}"
+        )
+    _check_truncation(config)
+    if config.corpus.max_vocab == 1:
+        raise UserError("config.corpus.max_vocab is 1, which leaves <unk> alone; it must be 0 (all) or at least 2")
+
+
+def _names_of(name: str, field: Field) -> Sequence[str]:
+    """What a field may name; cells that are registered are among them."""
+    return [*dict.fromkeys([*field.names, *CELLS])] if name == "model.cell" else field.names
+
+
+def _check_cell(config: ConfigDict) -> None:
+    for option in OPTIONAL:
+        if get_field(config, f"model.{option}") != FIELDS[f"model.{option}"].default:
+            import rnn_lm.nn.cells  # noqa: F401 — jax: only where it must be known what its cells take
+
+            if not takes(cell_class(config.model.cell), option):
+                raise UserError(f"the {config.model.cell} cell has no option {option}; leave out config.model.{option}")
+
+
+def _check_truncation(config: ConfigDict) -> None:
+    given = config.truncation
+    readers = {
+        "steps": ("segment", "window", "tbptt"),
+        "update_every": ("tbptt",),
+        "keep_probability": ("randomized",),
+    }
+    for name, kinds in readers.items():
+        if bool(given[name]) != (given.kind in kinds):
+            must = "more than 0" if given.kind in kinds else "left out"
+            raise UserError(
+                f"config.truncation.{name} is {given[name]}; with truncation.kind {given.kind} it must be {must}"
+            )
+    if given.kind == "window" and config.remat:
+        raise UserError(
+            "config.remat is not for truncation.kind window, which has a backward pass of its own; set it to 0"
+        )
+    if given.kind == "tbptt":
+        if given.steps != config.segment_length or given.update_every > given.steps:
+            raise UserError(
+                f"tbptt needs truncation.update_every ≤ truncation.steps = segment_length; they are "
+                f"{given.update_every}, {given.steps} and {config.segment_length}"
+            )
+        if config.partition != "sequential":
+            raise UserError("tbptt carries the state from one update to the next; set partition to sequential")
+
+
+def tokens_per_step(config: ConfigDict) -> int:
+    """Tokens whose losses one update averages."""
+    return config.batch_size * (config.truncation.update_every or config.segment_length)
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name not in FIELDS:
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value

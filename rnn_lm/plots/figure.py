@@ -1,0 +1,52 @@
+"""What all pictures share: a figure with a caption, ticks that are plain numbers, and the file."""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from rnn_lm.files import write_bytes
+
+
+def new_figure(
+    caption: str,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    ratios: Sequence[float] | None = None,
+    size: tuple[float, float] | None = None,
+) -> tuple[Figure, list[Any]]:
+    """A figure with a caption below, and its axes."""
+    width, height = size or (8 if columns == 1 else 12, 5)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    figure.supxlabel(textwrap.fill(caption, int(14 * width)), fontsize="small")
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios, sharex="col" if rows > 1 else False)
+    return figure, list(grid.flat)
+
+
+def plain_ticks(axis: Any, subs: Sequence[float] | None = None) -> None:
+    """Numbers as they are, `subs` of each power of ten, on a logarithmic axis."""
+    if subs:
+        axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plot_rows(axes: Any, rows: Sequence[Mapping[str, Any]], x: str, y: str, **style: Any) -> None:
+    """A line through one number of each row, over another."""
+    axes.plot([row[x] for row in rows], [row[y] for row in rows], **{"markersize": 4} | style)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
+        drawn = [np.asarray(line.get_xydata(), float) for line in axes.lines if line.get_transform() == axes.transData]
+        if not any(((xy > 0) & np.isfinite(xy)).all(1).any() for xy in drawn):
+            axes.set(xscale="linear", yscale="linear")  # a logarithm needs something above 0
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,117 @@
+"""What came of a sweep → PNG."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from rnn_lm.plots.figure import new_figure, plain_ticks, save_figure
+
+MAX_LINES = 10  # that have a name in a picture
+
+
+def learning_curves(path: Path, result: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Validation perplexity of every member of a sweep against tokens trained on; each setting has its colour."""
+    settings = [setting["overrides"] for setting in result["settings"]]
+    colours = colormaps["viridis"](np.linspace(0, 0.95, len(settings)))
+    diverged = any(row["status"] == "diverged" for row in result["members"])
+    figure, [axes] = new_figure(
+        "Each member on the validation text, each setting in a colour of its own, the best dark, the worst bright."
+        + (" Crosses: the last that was seen of members that diverged." if diverged else "")
+    )
+    labelled = set()
+    for row in sorted(result["members"], key=lambda row: settings.index(_setting(row))):
+        points = [(x["tokens"], x["perplexity"]) for x in curves[row["name"]] if x["split"] == "valid"]
+        points = [(tokens, perplexity) for tokens, perplexity in points if perplexity]
+        rank = settings.index(_setting(row))
+        if points:
+            label = None if rank in labelled or rank >= MAX_LINES else _label(_setting(row).items())
+            labelled.add(rank)
+            style = {"color": colours[rank], "linewidth": 1, "marker": "o", "markersize": 2}
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+            if row["status"] == "diverged":
+                axes.plot(*points[-1], marker="x", markersize=9, color="black", zorder=5)
+    axes.set(
+        title=f"Learning curves of {len(result['members'])} members",
+        xlabel="tokens trained on",
+        ylabel="validation perplexity (1 is perfect; logarithmic)",
+        yscale="log",
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    plain_ticks(axes.yaxis, subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
+    axes.grid(alpha=0.3)
+    if labelled:
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    save_figure(figure, path)
+
+
+def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
+    """The final validation loss against one field that a sweep varies, a line for each setting of all others.
+
+    Dots are members, lines join the means over seeds, bars are standard errors. Returns whether there was anything to
+    draw: a number with two values at least, in one setting of the others.
+    """
+
+    def others(overrides: Mapping[str, Any]) -> tuple:
+        return tuple((name, value) for name, value in overrides.items() if name not in ("seed", field))
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    settings = [s for s in result["settings"] if s["valid"] and is_number(s["overrides"].get(field))]
+    lines: dict[tuple, list[Mapping[str, Any]]] = {}
+    for setting in settings:
+        lines.setdefault(others(setting["overrides"]), []).append(setting)
+    lines = dict([(name, rows) for name, rows in lines.items() if len(rows) > 1][:MAX_LINES])
+    if not lines:
+        return False
+    crosses = [
+        row["overrides"][field]
+        for row in result["members"]
+        if row["status"] == "diverged" and field in row["overrides"]
+    ]
+    figure, [axes] = new_figure(
+        "Dots are members, lines join the means over seeds, bars are their standard errors. "
+        + ("Crosses at the upper edge: members that diverged." if crosses else "")
+    )
+    for number, (name, rows) in enumerate(lines.items()):
+        rows = sorted(rows, key=lambda row: row["overrides"][field])
+        values = [row["overrides"][field] for row in rows]
+        errors = [
+            np.nan if row["valid"]["nll_standard_error"] is None else row["valid"]["nll_standard_error"] for row in rows
+        ]
+        nlls = [row["valid"]["nll"] for row in rows]
+        axes.errorbar(values, nlls, errors, color=f"C{number}", capsize=3, label=_label(name) if name else None)
+        dots = [row for row in result["members"] if row["valid"] and others(row["overrides"]) == name]
+        dots = [(row["overrides"].get(field), row["valid"]["nll"]) for row in dots]
+        axes.plot(*zip(*dots, strict=True), "o", markersize=3, alpha=0.5, color=f"C{number}")
+    for setting in result["settings"]:
+        if not setting["overrides"] and setting["valid"]:
+            axes.axhline(setting["valid"]["nll"], color="gray", linestyle="--", label=_label([]))
+    if crosses:
+        axes.plot(crosses, len(crosses) * [0.98], "x", color="black", transform=axes.get_xaxis_transform())
+    values = sorted({setting["overrides"][field] for setting in settings} | set(crosses))
+    if values[0] > 0 and values[-1] / values[0] > 8:
+        axes.set_xscale("log")
+        plain_ticks(axes.xaxis, subs=(1, 2, 5) if values[-1] / values[0] < 1e4 else None)
+    if len(values) <= MAX_LINES:
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set(title=f"What does {field} do?", xlabel=field.rpartition(".")[2], ylabel="validation loss (nats per token)")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small")
+    save_figure(figure, path)
+    return True
+
+
+def _setting(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a member of a sweep overrides but for its seed."""
+    return {field: value for field, value in row["overrides"].items() if field != "seed"}
+
+
+def _label(setting: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in setting) or "the config as it is"

@@ -1,0 +1,166 @@
+"""A config as compiled code sees it: what shapes the program, the numbers that it takes, and its model."""
+
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from rnn_lm.data.batches import Batches
+from rnn_lm.data.corpus import Corpus
+from rnn_lm.errors import UserError
+from rnn_lm.fields import FIELDS, Value, get_field
+from rnn_lm.keys import named_key
+from rnn_lm.mlp import MLPLM
+from rnn_lm.nn.models import RNNLM, LanguageModel, ModelOptions
+from rnn_lm.nn.registry import cell_class
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+@dataclass(frozen=True)
+class Program:
+    """What shapes a compiled program, a static argument: each field of the table whose place is "program", and more."""
+
+    batch_size: int
+    segment_length: int
+    remat: int
+    partition: str
+    model_kind: str
+    model_cell: str
+    model_context: int
+    model_num_hiddens: int
+    model_num_layers: int
+    model_embed_dim: int
+    model_activation: str
+    model_tie: bool
+    model_layer_norm: bool
+    model_dtype: str
+    truncation_kind: str
+    truncation_steps: int
+    truncation_update_every: int
+    optimizer_name: str
+    optimizer_schedule: str
+    vocab_size: int
+    cell: type[nnx.RNNCellBase] | None  # the class that has the cell's name now; None: no cell
+    dropout: bool  # whether there is any: without it nothing is drawn
+
+
+class Numbers(NamedTuple):
+    """What a compiled program takes as arguments: a leaf for each field of the table whose place is "number".
+
+    Scalars, or [M] where M members of a sweep are trained at once. Two more: `steps`, where the host stops, is read by
+    the cosine schedule too, and the loop finds `plateau_factor`.
+    """
+
+    seed: int | Int[Array, "*M"]
+    steps: float | Float[Array, "*M"]
+    initial_radius: float | Float[Array, "*M"]
+    dropout: float | Float[Array, "*M"]
+    keep_probability: float | Float[Array, "*M"]
+    learning_rate: float | Float[Array, "*M"]
+    momentum: float | Float[Array, "*M"]
+    warmup_steps: float | Float[Array, "*M"]
+    decay_factor: float | Float[Array, "*M"]
+    decay_every: float | Float[Array, "*M"]
+    weight_decay: float | Float[Array, "*M"]
+    clip_norm: float | Float[Array, "*M"]
+    plateau_factor: float | Float[Array, "*M"] = 1.0
+
+    def arrays(self) -> "Numbers":
+        """As NumPy scalars of 32 bits, so that all programs get the same types."""
+        return Numbers(np.int32(self.seed), *map(np.float32, self[1:]))  # type: ignore[arg-type]
+
+
+def program_of(config: "ConfigDict", vocab_size: int) -> tuple[Program, Numbers]:
+    """What training compiles for a config, and what it gives to the compiled program."""
+    values: dict[str, dict[str, Any]] = {"program": {}, "number": {}, "host": {}, "data": {}}
+    for name, field in FIELDS.items():
+        values[field.place][name] = get_field(config, name)
+    shapes = {name.replace(".", "_"): value for name, value in values["program"].items()}
+    numbers = {name.rpartition(".")[2]: value for name, value in values["number"].items()}
+    cell = cell_class(shapes["model_cell"]) if shapes["model_kind"] == "rnn" else None
+    program = Program(**shapes, vocab_size=vocab_size, cell=cell, dropout=numbers["dropout"] > 0)
+    return program, Numbers(**numbers, steps=values["host"]["steps"])
+
+
+def cohort_of(config: "ConfigDict") -> tuple[Value, ...]:
+    """What runs that are trained together agree in: all that is not a number, and whether there is dropout."""
+    others = (get_field(config, name) for name, field in FIELDS.items() if field.place != "number")
+    return *others, bool(get_field(config, "model.dropout"))
+
+
+def batches_of(program: Program, corpus: Corpus) -> Batches:
+    """The minibatches of seed 0; training puts the seed of the numbers in its place."""
+    return Batches.of(
+        corpus.train.ids,
+        batch_size=program.batch_size,
+        segment_length=program.segment_length,
+        partition=program.partition,
+        stride=program.truncation_update_every,
+    )
+
+
+def new_model(program: Program, numbers: Numbers) -> LanguageModel:
+    """The model with its initial weights; the numbers may be traced. It has no dropout: `model_of` gives it the rate.
+
+    Raises:
+      UserError: where the cell keeps other state than parameters.
+    """
+    key = named_key(numbers.seed, "params")
+    rngs = nnx.Rngs(params=key, default=key)
+    shared: ModelOptions = {
+        "embed_dim": program.model_embed_dim,
+        "tie": program.model_tie,
+        "dtype": program.model_dtype,
+    }
+    if program.cell is None:
+        return MLPLM(
+            program.vocab_size,
+            program.model_num_hiddens,
+            rngs=rngs,
+            context=program.model_context,
+            activation=program.model_activation,
+            **shared,
+        )
+    model = RNNLM(
+        program.vocab_size,
+        program.model_num_hiddens,
+        rngs=rngs,
+        cell=program.cell,
+        num_layers=program.model_num_layers,
+        layer_norm=program.model_layer_norm,
+        activation=program.model_activation,
+        recurrent_init=nnx.initializers.orthogonal(numbers.initial_radius),
+        **shared,
+    )
+    if others := nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param))):
+        name = ".".join(map(str, others[0][0]))
+        raise UserError(
+            f"cell {program.model_cell!r} keeps state in {name}, which is no nnx.Param; training keeps only those "
+            "from step to step (dropout between the layers is config.model.dropout)"
+        )
+    return model
+
+
+def new_params(program: Program, numbers: Numbers) -> nnx.State:
+    """The initial parameters alone."""
+    return nnx.state(new_model(program, numbers), nnx.Param)
+
+
+@cache
+def graphdef_of(program: Program) -> nnx.GraphDef:
+    """The models of a program without their parameters."""
+    numbers = Numbers(*len(Numbers._fields) * [0])  # any: the values are in the parameters alone
+    return nnx.split(nnx.eval_shape(partial(new_model, program, numbers)), nnx.Param)[0]
+
+
+def model_of(program: Program, params: nnx.State, dropout: float | Float[Array, ""] = 0.0) -> LanguageModel:
+    """The model with these parameters and this rate of dropout; both may be traced."""
+    model = nnx.merge(graphdef_of(program), params)
+    if program.dropout:
+        model.set_attributes(dropout=dropout)
+    return model

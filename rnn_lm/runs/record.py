@@ -1,0 +1,74 @@
+"""The record of a run: metrics.jsonl, TensorBoard events and samples.txt."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from rnn_lm.files import dumps, write_bytes, write_text
+from rnn_lm.runs.folder import METRICS, SAMPLES
+
+_SAMPLE = "=== step {step}, validation perplexity {perplexity:.2f} ==="
+_SAMPLE_STEP = re.compile(rb"^=== step (\d+), ", re.MULTILINE)
+
+
+class Record:
+    """Appends to a run's files. Opened at a step, it first cuts off what they say about later ones."""
+
+    def __init__(self, workdir: Path, step: int):
+        self._metrics = workdir / METRICS
+        self._samples = workdir / SAMPLES
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        write_text(self._metrics, "".join(dumps(line) + "\n" for line in kept))
+        write_bytes(self._samples, _samples_until(self._samples, step))
+        self._events = _event_writer(workdir, purge_step=step + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """One line of metrics.jsonl; its numbers go to TensorBoard as well."""
+        _append(self._metrics, dumps(line) + "\n")
+        if self._events is not None:
+            for name, value in line.items():
+                if name not in ("step", "split") and value is not None and math.isfinite(value):
+                    self._events.add_scalar(f"{line['split']}/{name}", value, line["step"])
+
+    def write_sample(self, step: int, perplexity: float, text: str) -> None:
+        """One sample, under a heading."""
+        _append(self._samples, f"{_SAMPLE.format(step=step, perplexity=perplexity)}\n{text}\n\n")
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; one that a crash cut short is left out."""
+    path = workdir / METRICS
+    lines = []
+    for text in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def _samples_until(path: Path, step: int) -> bytes:
+    """Bytes, because a crash may have cut the text inside a character."""
+    text = path.read_bytes() if path.exists() else b""
+    later = (match.start() for match in _SAMPLE_STEP.finditer(text) if int(match[1]) > step)
+    return text[: next(later, len(text))]
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("ab") as file:
+        file.write(text.encode())
+
+
+def _event_writer(workdir: Path, purge_step: int) -> Any:
+    """TensorBoard's writer, or None where tensorboardX is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(workdir), purge_step=purge_step)

@@ -1,0 +1,106 @@
+"""The members of a sweep: overrides → names, configs and folders, checked before anything takes time."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rnn_lm.config import check_config, set_field
+from rnn_lm.data.corpus import Corpus, load_corpus
+from rnn_lm.errors import UserError
+from rnn_lm.fields import FIELDS, Value, get_field, short_name
+from rnn_lm.program import batches_of, cohort_of, program_of
+from rnn_lm.runs.folder import CONFIG, check_folder, free_folder, read_config
+from rnn_lm.training.memory import check_memory
+
+MAX_NAME = 150  # characters; a file system takes 255 bytes
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of several that are trained together."""
+
+    name: str
+    overrides: dict[str, Value]  # what sets it apart
+    config: ConfigDict
+    workdir: Path
+    corpus: Corpus
+
+
+def members_of(config: ConfigDict, sweep: Iterable[dict[str, Any]], workdir: Path) -> list[Member]:
+    """The members that `sweep` lists, each `config` with its overrides, in folders of their own in `workdir`.
+
+    Raises:
+      UserError: at the first one that will not do.
+    """
+    members: dict[str, Member] = {}
+    corpora: dict[str, Corpus] = {}
+    for number, given in enumerate(sweep, start=1):
+        changed = config.copy_and_resolve_references()
+        try:
+            for field, value in given.items():
+                if field == "workdir":
+                    raise UserError("workdir cannot be overridden: each member has a folder in the sweep's --workdir")
+                if field == "sweep.mode":
+                    raise UserError("sweep.mode is of the whole sweep, not of a member")
+                set_field(changed, field, value)
+            check_config(changed)
+        except UserError as error:
+            raise UserError(f"member {number} of the sweep, {given}: {error}") from error
+        overrides = {field: get_field(changed, field) for field in _in_order(given)}
+        name = name_of(overrides)
+        if name in members:
+            raise UserError(
+                f"two members of the sweep have the name {name}: {members[name].overrides} and {overrides}; "
+                "leave one of them out"
+            )
+        text = repr(changed.corpus)
+        if text not in corpora:
+            corpora[text] = load_corpus(**changed.corpus)
+        members[name] = Member(name, overrides, changed, workdir / name, corpora[text])
+    return list(members.values())
+
+
+def name_of(overrides: dict[str, Value]) -> str:
+    """A folder's name: `learning_rate=0.003,seed=1`; the seed stands last, all else in the order of `FIELDS`."""
+    parts = [f"{short_name(field)}={shown(overrides[field])}" for field in _in_order(overrides)]
+    full = ",".join(parts) or "base"
+    name = re.sub(r"[^\w.,=+-]+", "-", full, flags=re.ASCII)[:MAX_NAME]
+    return name if name == full else f"{name}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+
+
+def _in_order(fields: Iterable[str]) -> list[str]:
+    return sorted(fields, key=lambda field: (field == "seed", [*FIELDS].index(field)))
+
+
+def shown(value: Value) -> str:
+    """A value as a flag takes it, the shortest way."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
+
+
+def check_members(members: Iterable[Member], workdir: Path) -> None:
+    """Raises UserError for what would stop a member's training."""
+    seen = set()
+    for member in members:
+        config, corpus = member.config, member.corpus
+        check_folder(member.workdir, config, corpus, named=workdir)
+        if (member.workdir / CONFIG).exists() and (steps := read_config(member.workdir)[0].steps) > config.steps:
+            raise UserError(
+                f"--workdir={workdir} trains for {steps} steps; give --config.steps of at least that, or a free "
+                f"folder, such as --workdir={free_folder(workdir)}"
+            )
+        if (cohort := cohort_of(config)) not in seen:
+            seen.add(cohort)
+            try:
+                program, numbers = program_of(config, len(corpus.vocabulary))
+                batches_of(program, corpus)
+                check_memory(program, numbers.arrays())
+            except UserError as error:
+                raise UserError(f"{member.name}: {error}") from error

@@ -1,0 +1,143 @@
+"""What came of a sweep: its members' folders → `results.json`, `results.csv`, and the ranking of its settings."""
+
+import csv
+import io
+import math
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rnn_lm.errors import UserError
+from rnn_lm.fields import Value
+from rnn_lm.files import alone_in, read_json, temporary_name, write_json, write_text
+from rnn_lm.runs.folder import beside, check_only, free_folder, read_diverged, read_summary
+from rnn_lm.sweeps.members import Member, shown
+
+RESULTS, TABLE, NGRAMS, PLOTS = "results.json", "results.csv", "ngrams", "plots"
+FIGURES = ("nll", "perplexity", "bits_per_char")
+
+
+def check_sweep_folder(workdir: Path, members: Sequence[Member]) -> None:
+    """Raises UserError where `workdir` is not this sweep's: it is to be absent, empty, or have none but its members."""
+    names = {member.name for member in members}
+    if (workdir / RESULTS).exists():
+        theirs = [row["name"] for row in read_json(workdir / RESULTS).get("members", [])]
+        if others := [name for name in theirs if name not in names and (workdir / name).exists()]:
+            raise UserError(
+                f"--workdir={workdir} is of another sweep: it has {len(others)} members that this one has not, such as "
+                f"{others[0]}; give a free folder, such as --workdir={free_folder(workdir)}"
+            )
+        return  # whatever else is there, such as a job's log
+    ours = {*names, RESULTS, TABLE, NGRAMS, PLOTS, *(temporary_name(workdir / file).name for file in (RESULTS, TABLE))}
+    check_only(workdir, ours, "this sweep")
+
+
+def write_results(workdir: Path, members: Sequence[Member], command: Sequence[str]) -> dict[str, Any]:
+    """Writes what the members' folders say; returns what `results.json` has.
+
+    `command` trains the config without overrides.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with alone_in(workdir):
+        rows = [row_of(member) for member in members]
+        result: dict[str, Any] = {"members": rows, "settings": settings_of(rows), "best": None}
+        if finished := [row for row in rows if row["status"] == "finished"]:
+            best = min(finished, key=lambda row: row["valid"]["nll"])
+            flags = [f"--config.{field}={shown(value)}" for field, value in best["overrides"].items()]
+            alone = beside(workdir, f"{workdir.resolve().name.removesuffix('-sweep')}-best")
+            folder = free_folder(alone) if alone.exists() else alone
+            train = shlex.join([*command, *flags, f"--workdir={folder}"])
+            result["best"] = {"name": best["name"], "command": train}
+        write_json(workdir / RESULTS, result)
+        write_text(workdir / TABLE, _csv(rows))
+        return read_json(workdir / RESULTS)  # in which what is not finite is None
+
+
+def settings_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The members without their seeds, the best first: means and standard errors over those that have finished.
+
+    The order is that of the mean nll on the validation text. Settings of which a member has diverged stand behind all
+    others.
+    """
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        setting = tuple((field, value) for field, value in row["overrides"].items() if field != "seed")
+        groups.setdefault(setting, []).append(row)
+    settings: list[dict[str, Any]] = []
+    for setting, group in groups.items():
+        counts = {status: [row["status"] for row in group].count(status) for status in ("finished", "diverged")}
+        finished = [row for row in group if row["status"] == "finished"]
+        result: dict[str, Any] = {"overrides": dict(setting), "members": len(group), **counts}
+        for split in ("valid", "test"):
+            result[split] = _over_seeds([row[split] for row in finished if row[split]])
+        settings.append(result)
+
+    def rank(setting: dict[str, Any]) -> tuple:
+        return setting["valid"] is None, setting["diverged"] > 0, (setting["valid"] or {}).get("nll", 0)
+
+    return sorted(settings, key=rank)
+
+
+def _over_seeds(figures: Sequence[dict[str, float | None]]) -> dict[str, Any] | None:
+    """Means; the perplexity is that of the mean nll."""
+    nlls = [math.inf if each["nll"] is None else each["nll"] for each in figures]
+    bits = [math.inf if each["bits_per_char"] is None else each["bits_per_char"] for each in figures]
+    if not nlls:
+        return None
+    nll = statistics.fmean(nlls)
+    return {
+        "nll": nll,
+        "nll_standard_error": _standard_error(nlls),
+        "perplexity": math.exp(nll) if nll < 700 else math.inf,
+        "bits_per_char": statistics.fmean(bits),
+        "bits_per_char_standard_error": _standard_error(bits),
+    }
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; None where there are not two, or one is not finite."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def row_of(member: Member) -> dict[str, Any]:
+    """What `results.json` has of a member."""
+    row: dict[str, Any] = {
+        "name": member.name,
+        "workdir": str(member.workdir),
+        "overrides": member.overrides,
+        "status": "unfinished",
+        "valid": None,
+        "test": None,
+    }
+    if diverged := read_diverged(member.workdir):
+        return row | {"status": "diverged", "diverged": diverged}
+    summary = read_summary(member.workdir)
+    if summary is None or summary["steps"] < member.config.steps:
+        return row
+    if summary["valid"]["perplexity"] is None:  # the losses were finite, but it has not learned
+        diverged = {"step": summary["best_step"], "what": "the validation perplexity"}
+        return row | {"status": "diverged", "diverged": diverged}
+    for split in ("valid", "test"):
+        if split in summary:
+            row[split] = {name: summary[split][name] for name in (*FIGURES, "tokens")}
+    about = {name: summary[name] for name in ("steps", "num_params", "tokens_per_second")}
+    return row | {"status": "finished", "mode": "vmap" if summary["lanes"] > 1 else "sequential"} | about
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    """A line a member, a column each field that any of them overrides."""
+    fields = list(dict.fromkeys(field for row in rows for field in row["overrides"]))
+    figures = [(split, name) for split in ("valid", "test") for name in FIGURES]
+    about = ["steps", "num_params", "mode", "workdir"]
+    lines = [["name", "status", *fields, *(f"{split}_{name}" for split, name in figures), *about]]
+    for row in rows:
+        overridden: list[Value | None] = [row["overrides"].get(field) for field in fields]
+        scores = [(row[split] or {}).get(name) for split, name in figures]
+        lines.append([row["name"], row["status"], *overridden, *scores, *(row.get(name) for name in about)])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,229 @@
+"""Rivals on one text and one budget: guessing, counting, an MLP without a state, and the recurrent networks."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from rnn_lm.config import check_config, set_field, tokens_per_step
+from rnn_lm.data.corpus import Corpus, Split, load_corpus
+from rnn_lm.errors import Diverged
+from rnn_lm.fields import FIELDS
+from rnn_lm.files import read_json, temporary_name, write_json
+from rnn_lm.inference.evaluate import figures
+from rnn_lm.inference.reading import MAX_LOGITS
+from rnn_lm.interrupts import Stopped, deferred_signals
+from rnn_lm.ngram import MAX_ORDER, NGramLM
+from rnn_lm.nn.models import LanguageModel
+from rnn_lm.nn.registry import OPTIONAL, cell_class, takes
+from rnn_lm.program import new_params, program_of
+from rnn_lm.runs.folder import SUMMARY, check_only, read_diverged
+from rnn_lm.runs.load import load
+from rnn_lm.sweeps.members import Member, check_members
+from rnn_lm.sweeps.results import NGRAMS, PLOTS
+from rnn_lm.sweeps.sweep import counts_path, train_members
+from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS
+
+RESULT = "compare.json"
+NETWORKS = ("mlp", "elman", "gru", "lstm")
+EMBED_DIM = 32  # of the MLP's token vectors, where the config has none
+MAX_CONTEXT = 128  # tokens, up to which the use of the context is measured
+WINDOWS, MAX_SCORES = 2**14, 2**30  # windows that are read for it, and numbers that come out, at most
+
+
+def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any] = lambda what: None) -> dict[str, Any]:
+    """Fits all rivals and scores them on the test text (validation, if there is none), as `compare.json` has it.
+
+    Each network is trained in a folder of its own, so what was interrupted goes on where it stopped.
+    `on_progress` is told what is done next.
+
+    Raises:
+      UserError: where the config, the text or the folder will not do; nothing is left behind then.
+      Diverged, Stopped: as `train` does.
+    """
+    names = networks_of(config)
+    configs = {name: config_of(config, name) for name in names}
+    for member_config in configs.values():
+        check_config(member_config)
+    corpus = load_corpus(**config.corpus)
+    ours = {*names, RESULT, temporary_name(workdir / RESULT).name, NGRAMS, PLOTS}
+    check_only(workdir, ours, "a comparison")
+    members = [Member(name, {}, configs[name], workdir / name, corpus) for name in names]
+    check_members(members, workdir)
+    part = "test" if corpus.test.tokens else "valid"
+    split: Split = getattr(corpus, part)
+
+    ngrams, counted = score_ngrams(corpus, split, on_progress)
+    counted.save(counts_path(workdir / NGRAMS, corpus))
+    on_progress(f"training {', '.join(names)}")
+    with deferred_signals() as pending:  # one after the other, so that each one's speed is its own
+        train_members(members, workdir / NGRAMS, stop=lambda: bool(pending.signum), devices=jax.local_devices()[:1])
+        if pending.signum:
+            raise Stopped(pending.signum, "stopped, and what was trained is saved; the same command goes on from there")
+    for member in members:
+        if diverged := read_diverged(member.workdir):
+            what = f"{diverged['what']} is not finite at step {diverged['step']}"
+            raise Diverged(
+                f"training of {member.name} diverged: {what}; try a smaller learning rate in a new --workdir"
+            )
+    summaries = {name: read_json(workdir / name / SUMMARY) for name in names}
+    networks = [_network_row(name, configs[name], summaries[name], part) for name in names]
+    contexts = {}
+    for name in names:
+        on_progress(f"measuring what {name} makes of a longer context")
+        contexts[name] = use_of_context(load(workdir / name)[0], split.ids, MAX_CONTEXT)
+    summary = summaries[names[0]]
+    result = {
+        "split": part,
+        "tokens": split.tokens,
+        "unknown": split.unknown,
+        "carry": "one stream",
+        "seed": config.seed,
+        "train_tokens": networks[0]["train_tokens"],  # of each network
+        "corpus": summary["corpus"],
+        "device": summary["device"],
+        "versions": summary["versions"],
+        "models": [*_without_network(summary["baselines"], ngrams, corpus), *networks],
+        "ngrams": ngrams,
+        "by_context": contexts,
+        "num_params_by_order": num_params_by_order(configs, len(corpus.vocabulary)),
+    }
+    write_json(workdir / RESULT, result)
+    return result
+
+
+def networks_of(config: ConfigDict) -> list[str]:
+    """The four, and the config's own cell where that is another."""
+    return [*dict.fromkeys([*NETWORKS, config.model.cell])]
+
+
+def config_of(config: ConfigDict, name: str) -> ConfigDict:
+    """The config of one network: the same data, budget, optimizer and units, another body."""
+    changes: dict[str, Any] = {"model.kind": "rnn", "model.cell": name}
+    dropped = []
+    if name != "mlp":
+        dropped = [f"model.{option}" for option in OPTIONAL if not takes(cell_class(name), option)]
+    else:
+        changes = {"model.kind": "mlp", "model.embed_dim": config.model.embed_dim or EMBED_DIM}
+        changes["segment_length"] = tokens_per_step(config) // config.batch_size
+        dropped = ["model.num_layers", "model.layer_norm", "remat", *(f for f in FIELDS if f.startswith("truncation."))]
+    config = config.copy_and_resolve_references()
+    for field, value in changes.items() | {field: FIELDS[field].default for field in dropped}.items():
+        set_field(config, field, value)
+    return config
+
+
+def score_ngrams(
+    corpus: Corpus, split: Split, on_progress: Callable[[str], Any]
+) -> tuple[list[dict[str, Any]], NGramLM]:
+    """Modified Kneser-Ney models of order 1 to 10 on a split; and the one that a run keeps."""
+    ids, size = corpus.train.ids[:MAX_NGRAM_TOKENS], len(corpus.vocabulary)
+    top = min(MAX_ORDER, len(ids))
+    models = NGramLM.fit_orders(ids, order=top, vocab_size=size)
+    rows: list[dict[str, Any]] = []
+    seconds = 0.0  # of all orders so far: each needs those below
+    for order in range(1, top + 1):
+        on_progress(f"counting n-grams of order {order}")
+        started = time.perf_counter()
+        model = next(models)
+        seconds += time.perf_counter() - started
+        valid_nll = model.nll(corpus.valid.ids)
+        if order == 1 or (order <= MAX_NGRAM_ORDER and valid_nll < min(row["valid_nll"] for row in rows)):
+            kept = model
+        rows.append(
+            {
+                "order": order,
+                "context": order - 1,
+                "num_params": model.num_counts,
+                "num_possible": size**order,
+                **figures(model.nll(split.ids), split.tokens_per_character),
+                "valid_nll": valid_nll,
+                "train_tokens": len(ids),
+                "train_seconds": seconds,
+                "tokens_per_second": len(ids) / seconds,
+            }
+        )
+    return rows, kept
+
+
+def _without_network(
+    baselines: dict[str, Any], ngrams: list[dict[str, Any]], corpus: Corpus
+) -> Iterator[dict[str, Any]]:
+    """The rows of the models that are not trained; of the n-grams the best on the validation text."""
+    size = len(corpus.vocabulary)
+    yield {"name": "uniform", "context": 0, "num_params": 0} | baselines["uniform"]
+    yield {"name": "unigram", "context": 0, "num_params": size} | baselines["unigram"]
+    yield {"name": "ngram"} | min(ngrams, key=lambda row: row["valid_nll"])
+
+
+def _network_row(name: str, config: ConfigDict, summary: dict[str, Any], part: str) -> dict[str, Any]:
+    speed, tokens = summary["tokens_per_second"], summary["tokens"]
+    return {
+        "name": name,
+        **({"context": config.model.context} if name == "mlp" else {}),
+        "num_params": summary["num_params"],
+        **summary[part],
+        "train_tokens": tokens,
+        "train_seconds": tokens / speed if speed else None,  # compilation, evaluations and saving aside
+        "tokens_per_second": speed,
+    }
+
+
+def num_params_by_order(configs: dict[str, ConfigDict], vocab_size: int) -> dict[str, Sequence[int | None]]:
+    """Over n = 1, 2, … 10: the n-grams that are possible, and each network's parameters if it reads n − 1 tokens."""
+    orders = range(1, MAX_ORDER + 1)
+
+    def num_params(config: ConfigDict, context: int) -> int:
+        config = config.copy_and_resolve_references()
+        config.model.context = context
+        program, numbers = program_of(config, vocab_size)
+        return sum(
+            leaf.size for leaf in jax.tree.leaves(jax.eval_shape(partial(new_params, program), numbers.arrays()))
+        )
+
+    counts: dict[str, Sequence[int | None]] = {"order": [*orders], "possible": [vocab_size**n for n in orders]}
+    for name, config in configs.items():
+        if name == "mlp":
+            counts[name] = [None, *(num_params(config, context) for context in orders[:-1])]
+        else:
+            counts[name] = len(orders) * [num_params(config, 1)]
+    return counts
+
+
+def use_of_context(model: LanguageModel, ids: Int[np.ndarray, "N"], longest: int) -> dict[str, list[float]]:
+    """What k tokens of context are worth, k = 1 … `longest`: the mean nats of the token after them.
+
+    The model reads windows that are evenly spaced in the text, each from the initial state. Neighbouring k are taken
+    together, four groups from k to 2 k.
+    """
+    longest = min(longest, len(ids) - 1)
+    per_window = longest * model.vocab_size
+    count = max(1, min(WINDOWS, len(ids) - longest, MAX_SCORES // per_window))
+    at_once = max(1, min(count, MAX_LOGITS // per_window))
+    starts = np.linspace(0, len(ids) - 1 - longest, count // at_once * at_once).astype(int)
+    graphdef, params = nnx.split(model, nnx.Param)
+    parts = [
+        np.asarray(_nats_by_context(graphdef, params, ids[part + np.arange(longest + 1)[:, None]]), np.float64)
+        for part in starts.reshape(-1, at_once)
+    ]
+    nats = np.mean(parts, axis=0)
+    ends = np.unique(np.round(2 ** np.arange(0, np.log2(longest) + 0.25, 0.25)).clip(max=longest)).astype(int)
+    groups = np.split(np.arange(longest), ends[:-1])
+    return {
+        "context": [float(group.mean() + 1) for group in groups],
+        "nll": [float(nats[group].mean()) for group in groups],
+    }
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _nats_by_context(graphdef: nnx.GraphDef, params: nnx.State, windows: Int[Array, "L N"]) -> Float[Array, "T"]:
+    model = nnx.merge(graphdef, params)
+    _, h = model.hidden(model.initialize_carry(windows.shape[1]), windows[:-1])
+    return model.nll(h, windows[1:]).mean(1)

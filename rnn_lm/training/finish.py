@@ -1,0 +1,117 @@
+"""The end of a run: final figures, `summary.json` and the learning curve."""
+
+import importlib.metadata
+import platform
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import rnn_lm
+from rnn_lm.config import tokens_per_step
+from rnn_lm.data.corpus import Split
+from rnn_lm.files import write_json
+from rnn_lm.inference.evaluate import Evaluation, evaluate_members, figures, runs_away
+from rnn_lm.nn import cpu
+from rnn_lm.plots import can_draw
+from rnn_lm.runs.folder import NGRAM, SUMMARY
+from rnn_lm.runs.load import load_checkpoint
+from rnn_lm.runs.record import read_metrics
+from rnn_lm.training.baselines import Baselines
+from rnn_lm.training.loop import Trainer
+
+_drawing = threading.Lock()  # matplotlib is not for several threads
+RESET_EVERY = 1000  # tokens, in the second measurement of each split
+
+
+def finish(trainer: Trainer, baselines: Baselines) -> None:
+    """Scores the best checkpoints of the runs that have just come to their end on the whole validation and test text.
+
+    Writes the summary of each, and its picture.
+    """
+    runs = [run for run in trainer.runs if run.going]
+    if not runs:
+        return
+    corpus = runs[0].corpus
+    for run in runs:
+        baselines.share(run.workdir / NGRAM)
+    about = {
+        "seconds_to_first_step": trainer.seconds_to_first_step,
+        "tokens_per_second": trainer.in_all.speed(tokens_per_step(trainer.config)),
+        "lanes": trainer.members.count,
+    }
+    loaded = [load_checkpoint(run.workdir, run.config, len(corpus.vocabulary)) for run in runs]
+    models = [model for model, _, _ in loaded]
+    scores = {
+        name: [evaluate_members(models, split.ids, reset_every=every) for every in (0, RESET_EVERY)]
+        for name, split in (("valid", corpus.valid), ("test", corpus.test))
+        if split.tokens
+    }
+    for i, (run, (model, best_step, steps)) in enumerate(zip(runs, loaded, strict=True)):
+        summary: dict[str, Any] = {
+            "steps": steps,
+            "best_step": best_step,
+            "tokens": steps * tokens_per_step(run.config),
+            "num_params": model.num_params,
+            "wall_seconds": None,
+            **about,
+            "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
+            # Whether unroll has it; the bits of a run depend on it.
+            "machine_code": jax.default_backend() == "cpu" and cpu.is_available(),
+            "versions": _versions(),
+            "corpus": {
+                "source": corpus.name,
+                "sha256": corpus.sha256,
+                "vocab_size": len(corpus.vocabulary),
+                "train_tokens": len(corpus.train.ids),
+                "valid_tokens": len(corpus.valid.ids),
+                "test_tokens": len(corpus.test.ids),
+            },
+        }
+        lines = read_metrics(run.workdir)
+        train_lines = [line for line in lines if line["split"] == "train"]
+        if train_lines:
+            summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}
+        for name, (carried, reset) in scores.items():
+            summary[name] = _scored(getattr(corpus, name), carried[i], reset[i])
+        summary["baselines"] = baselines.scores
+        with _drawing:
+            _draw(run.workdir, lines, summary)
+        summary["wall_seconds"] = time.perf_counter() - trainer.started
+        write_json(run.workdir / SUMMARY, summary)
+
+
+def _scored(split: Split, carried: Evaluation, reset: Evaluation) -> dict[str, Any]:
+    return figures(carried.nll, split.tokens_per_character) | {
+        "tokens": carried.tokens,
+        "unknown": split.unknown,
+        "reset": {"every": RESET_EVERY} | figures(reset.nll, split.tokens_per_character),
+        "runs_away": runs_away(carried, reset),
+    }
+
+
+def _draw(workdir: Path, lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    if not can_draw():
+        return
+    from rnn_lm.plots.run import learning_curve
+
+    name = "test" if "test" in summary else "valid"
+    result, baselines = summary[name], summary["baselines"]
+    names = {name: f"{baselines['ngram']['order']}-gram" if name == "ngram" else name for name in baselines}
+    learning_curve(
+        workdir / "plots" / "learning_curve.png",
+        lines,
+        {f"{names[name]} model": value["perplexity"] for name, value in baselines.items()},
+        f"The best checkpoint, of step {summary['best_step']:,}, has {name} perplexity {result['perplexity']:.2f} "
+        f"({result['bits_per_char']:.2f} bits per character); the {names['ngram']} model has "
+        f"{baselines['ngram']['perplexity']:.2f}.",
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"rnn_lm": rnn_lm.__version__, "python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in names
+    }

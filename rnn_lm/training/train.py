@@ -1,0 +1,98 @@
+"""Training: config → run folder. From the checks before the first step to the summary after the last."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rnn_lm.config import check_config
+from rnn_lm.data.corpus import load_corpus
+from rnn_lm.errors import Diverged, UserError
+from rnn_lm.files import read_json
+from rnn_lm.interrupts import Stopped, deferred_signals
+from rnn_lm.nn import cpu
+from rnn_lm.program import batches_of
+from rnn_lm.runs.folder import NGRAM, SUMMARY, check_folder, locked, read_summary
+from rnn_lm.training.baselines import Baselines
+from rnn_lm.training.finish import finish
+from rnn_lm.training.loop import Trainer
+from rnn_lm.training.memory import check_memory
+from rnn_lm.training.progress import ProgressDisplay
+from rnn_lm.training.run import Run
+
+
+def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") -> dict[str, Any]:
+    """Trains the model that `config` describes in the folder `workdir`; goes on where an earlier call stopped.
+
+    Where `profile` names a folder, a few steps are traced first, beside those of the run; the trace goes there.
+
+    Returns:
+      The run's summary, as in its `summary.json`. A finished run returns it at once.
+
+    Raises:
+      UserError: where the config, the text or the folder will not do; nothing is left behind then.
+      Diverged: at a loss that is not finite; the last good checkpoint stays.
+      Stopped: by SIGTERM or SIGINT, after saving.
+    """
+    workdir = Path(workdir)
+    check_config(config)
+    prepare(config)
+    corpus = load_corpus(**config.corpus)
+    run = Run(config, workdir, corpus)
+    batches = batches_of(run.program, corpus)
+    check_folder(workdir, config, corpus)
+    summary = read_summary(workdir)
+    if profile and Path(profile).exists() and not Path(profile).is_dir():
+        raise UserError(f"--profile={profile} is no folder")
+    if summary is not None and summary["steps"] >= config.steps:
+        if profile:
+            raise UserError("--profile: this run has finished; give another --workdir, or more --config.steps")
+        print("this run has finished, nothing to do; a larger --config.steps continues it", file=sys.stderr)
+        return summary
+    for remark in remarks(config):
+        print(remark, file=sys.stderr)
+    check_memory(run.program, run.numbers)
+    with locked(workdir), Baselines(workdir / NGRAM, corpus) as baselines:
+        with deferred_signals() as pending:
+            with closing(Trainer([run], batches)) as trainer:
+                if profile:
+                    from rnn_lm.training.profile import write_trace
+
+                    write_trace(trainer, Path(profile))
+                trainer.run(lambda: bool(pending.signum), ProgressDisplay(trainer.first_step, config.steps))
+            if run.diverged:
+                raise Diverged(
+                    f"training diverged: {run.diverged}; "
+                    "try a smaller --config.optimizer.learning_rate in a new --workdir"
+                )
+            if pending.signum:
+                step = run.saved_step
+                raise Stopped(
+                    pending.signum, f"stopped at step {step}, which is saved; the same command goes on from there"
+                )
+        if not baselines.counted:
+            print("counting n-grams …", file=sys.stderr, flush=True)
+        baselines.wait()
+        print("scoring the best checkpoint on the whole validation and test text …", file=sys.stderr, flush=True)
+        finish(trainer, baselines)
+    return read_json(workdir / SUMMARY)
+
+
+def prepare(config: ConfigDict) -> None:
+    """Begins what takes a while and is needed when the first step is traced."""
+    if config.model.kind == "rnn" and jax.default_backend() == "cpu":
+        threading.Thread(target=cpu.is_available).start()
+
+
+def remarks(config: ConfigDict) -> Iterator[str]:
+    """What is not wrong with a config, but perhaps not meant."""
+    if config.truncation.kind in ("segment", "window") and config.truncation.steps >= config.segment_length:
+        yield (
+            f"note: truncation.steps = {config.truncation.steps} ≥ segment_length = {config.segment_length}: "
+            "that is full backpropagation within each window"
+        )

@@ -1,0 +1,201 @@
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rnn_lm
+from rnn_lm.config import check_config, complete_config, default_config, load_config, set_field
+from rnn_lm.data.batches import PARTITIONS
+from rnn_lm.data.corpus import SOURCES
+from rnn_lm.data.vocabulary import NORMALIZE, TOKENIZE
+from rnn_lm.errors import UserError
+from rnn_lm.fields import FIELDS
+from rnn_lm.nn.activations import ACTIVATIONS
+from rnn_lm.nn.registry import CELLS
+from rnn_lm.sweeps.sweep import MODES
+from rnn_lm.training.optimizers import OPTIMIZERS, SCHEDULES
+from rnn_lm.training.step import TRUNCATIONS
+
+ROOT = Path(rnn_lm.__file__).parent
+EXPERIMENTS = sorted((ROOT.parent / "experiments").rglob("*.py"))
+
+
+def test_the_names_in_the_table_are_those_that_the_code_looks_up():
+    tables = {
+        "partition": PARTITIONS,
+        "corpus.source": SOURCES,
+        "corpus.tokens": TOKENIZE,
+        "corpus.normalize": NORMALIZE,
+        "model.kind": ["rnn", "mlp"],
+        "model.cell": CELLS,
+        "model.activation": ACTIVATIONS,
+        "model.dtype": ["float32", "bfloat16"],
+        "optimizer.name": OPTIMIZERS,
+        "optimizer.schedule": SCHEDULES,
+        "truncation.kind": TRUNCATIONS,
+        "sweep.mode": MODES,
+    }
+    assert {name: list(field.names) for name, field in FIELDS.items() if field.names} == {
+        name: list(table) for name, table in tables.items()
+    }
+
+
+def test_no_default_is_none_and_all_are_in_range():
+    assert all(field.default is not None for field in FIELDS.values())
+    check_config(default_config())
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiments_are_valid_and_comment_every_field(path):
+    check_config(load_config(str(path)))
+    lines = path.read_text().splitlines()
+    assigned = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Assign)]
+    for node in assigned:
+        if isinstance(node.targets[0], ast.Attribute):
+            assert "#" in lines[node.end_lineno - 1], f"{path.name}:{node.lineno} has no comment"
+    assert any(re.search(r"run.py (sweep )?--config=experiments/", line) for line in lines[:6])
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("optimiser.name", "sgd", "unknown config field 'optimiser.name'; did you mean 'optimizer.name'"),
+        ("steps", 1.5, "config.steps is 1.5; it takes a whole number"),
+        ("steps", True, "takes a whole number"),
+        ("model.cell", None, "takes a string"),
+        ("model", 3, "unknown config field 'model'"),
+    ],
+)
+def test_unknown_fields_and_wrong_types_are_refused(name, value, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        set_field(default_config(), name, value)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("batch_size", 0, "config.batch_size is 0; it must be at least 1"),
+        ("steps", -1, "config.steps is -1; it must be at least 1"),
+        ("optimizer.learning_rate", float("nan"), "config.optimizer.learning_rate is nan"),
+        ("optimizer.learning_rate", float("inf"), "is inf; it must be from 0 to"),
+        ("batch_size", 10**400, "it must be from 1 to 2147483647"),
+        ("corpus.test_fraction", 0.9, "from 0 to 0.49"),
+        ("model.cell", "elmen", "unknown config.model.cell 'elmen'; did you mean 'elman'"),
+        ("partition", "sequental", "did you mean 'sequential'"),
+        ("optimizer.momentum", 0.9, "momentum is of sgd only"),
+        ("model.tie", True, "config.model.tie needs config.model.embed_dim = num_hiddens = 256; it is 0"),
+        ("model.num_layers", 0, "config.model.num_layers is 0; it must be at least 1"),
+        ("model.dropout", 1.0, "config.model.dropout is 1.0; it must be from 0 to 0.99"),
+        ("corpus.max_vocab", 1, "leaves <unk> alone"),
+    ],
+)
+def test_values_out_of_range_are_refused(name, value, message):
+    config = default_config()
+    set_field(config, name, value)
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    "truncation, message",
+    [
+        ({"kind": "segment"}, "config.truncation.steps is 0; with truncation.kind segment it must be more than 0"),
+        ({"kind": "window", "steps": -1}, "config.truncation.steps is -1; it must be at least 0"),
+        ({"steps": 3}, "config.truncation.steps is 3; with truncation.kind none it must be left out"),
+        (
+            {"kind": "randomized"},
+            "config.truncation.keep_probability is 0.0; with truncation.kind randomized it must be",
+        ),
+        ({"kind": "randomized", "keep_probability": 1.5}, "keep_probability is 1.5; it must be from 0 to 1"),
+        ({"kind": "tbptt", "steps": 64}, "config.truncation.update_every is 0"),
+        ({"kind": "tbptt", "steps": 64, "update_every": 65}, "they are 65, 64 and 64"),
+        ({"kind": "tbptt", "steps": 32, "update_every": 8}, "they are 8, 32 and 64"),
+        ({"kind": "windows", "steps": 8}, "did you mean 'window'"),
+    ],
+)
+def test_truncations_that_cannot_be_are_refused(truncation, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_config(complete_config({"truncation": truncation}))
+
+
+def test_a_window_has_a_backward_pass_of_its_own():
+    with pytest.raises(UserError, match="config.remat is not for truncation.kind window"):
+        check_config(complete_config({"remat": 8, "truncation": {"kind": "window", "steps": 4}}))
+
+
+def test_tbptt_carries_the_state():
+    given = {"partition": "random", "truncation": {"kind": "tbptt", "steps": 64, "update_every": 8}}
+    with pytest.raises(UserError, match="set partition to sequential"):
+        check_config(complete_config(given))
+    check_config(complete_config(given | {"partition": "sequential"}))
+
+
+def test_an_activation_is_of_the_elman_cell_only():
+    config = complete_config({"model": {"cell": "gru", "activation": "relu"}})
+    with pytest.raises(UserError, match="the gru cell has no option activation; leave out config.model.activation"):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    "given, field",
+    [
+        ({"model": {"kind": "mlp", "num_layers": 2}}, "model.num_layers"),
+        ({"model": {"kind": "mlp", "layer_norm": True}}, "model.layer_norm"),
+        ({"model": {"kind": "mlp"}, "remat": 4}, "remat"),
+        ({"model": {"kind": "mlp"}, "truncation": {"kind": "segment", "steps": 4}}, "truncation.kind"),
+    ],
+)
+def test_what_recurrent_layers_have_an_mlp_has_not(given, field):
+    with pytest.raises(UserError, match=f"config.{field} is of recurrent layers; leave it out for model.kind mlp"):
+        check_config(complete_config(given))
+    check_config(complete_config({"model": {"kind": "mlp", "cell": "gru", "activation": "relu"}}))
+
+
+def test_an_mlp_is_trained_on_as_many_tokens_as_it_looks_at():
+    given = {"model": {"kind": "mlp", "context": 9}, "segment_length": 8, "partition": "random"}
+    with pytest.raises(UserError, match="config.model.context is 9, but with partition random the mlp never reads"):
+        check_config(complete_config(given))
+    check_config(complete_config(given | {"partition": "sequential"}))
+
+
+def test_a_config_need_not_be_complete_and_whole_numbers_may_be_floats():
+    config = complete_config({"steps": 7, "optimizer": {"learning_rate": 1}})
+    assert (config.steps, config.optimizer.learning_rate, config.batch_size) == (7, 1.0, FIELDS["batch_size"].default)
+
+
+def test_a_config_is_locked():
+    with pytest.raises(AttributeError):
+        default_config().stesp = 3
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("x = 1", "has no get_config"),
+        ("def get_config(): pass", "has no get_config.. that returns a config"),
+        ("def get_config(): return 3", "has no get_config.. that returns a config"),
+        ("def get_config(): return {'stepz': 3}", "unknown config field 'stepz'; did you mean 'steps'"),
+        ("def get_config(:", "SyntaxError"),
+        ("import not_there", "ModuleNotFoundError"),
+        ("import sys; sys.exit('bye')", "SystemExit: bye"),
+    ],
+)
+def test_files_that_are_no_experiments(tmp_path, source, message):
+    path = tmp_path / "experiment.py"
+    path.write_text(source)
+    with pytest.raises(UserError, match=message):
+        load_config(str(path))
+    with pytest.raises(UserError, match="no such file"):
+        load_config(str(tmp_path / "none.py"))
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = default_config()
+    set_field(config, "optimizer.learning_rate", np.geomspace(1e-3, 1e-1, 3)[1])
+    set_field(config, "seed", np.arange(5)[3])
+    assert config.optimizer.learning_rate == pytest.approx(1e-2) and type(config.optimizer.learning_rate) is float
+    assert config.seed == 3 and type(config.seed) is int
+    with pytest.raises(UserError, match="it takes a number"):
+        set_field(config, "optimizer.learning_rate", np.ones(1))
