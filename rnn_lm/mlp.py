@@ -20,13 +20,13 @@ class MLPLM(NeuralLM):
 
         H = φ(X w_xh + b_h)
 
-    X [(n−1)·D] is the vectors of x_{t−n+2}, …, x_t side by side; where there is no such token yet, zeros. The carry is
-    those tokens, [B, n−1], −1 where there is none.
+    X [(n−1)·D] concatenates the vectors of x_{t−n+2}, …, x_t, with zeros before the first token. The carry is those
+    tokens, [B, n−1], or −1 before the first token.
 
     Reference: Bengio, Ducharme, Vincent, Jauvin, A neural probabilistic language model, JMLR 3, 2003.
 
-    Args, beside those of `NeuralLM`:
-      context: n − 1, the tokens that are looked at.
+    Args, besides those of `NeuralLM`:
+      context: n − 1, the number of tokens to look at.
       activation: φ, "tanh", "relu" or "identity".
 
     >>> model = MLPLM(28, 64, context=3, embed_dim=16, rngs=nnx.Rngs(0))
@@ -58,11 +58,11 @@ class MLPLM(NeuralLM):
         super().__init__(vocab_size, hidden_features, add_body, rngs=rngs, **options)
 
     def initialize_carry(self, batch_size: int) -> Int[Array, "B K"]:
-        """The tokens before the first: there are none."""
+        """No tokens yet."""
         return jnp.full((batch_size, self.context), -1, jnp.int32)
 
     def states(self, carry: Carry) -> dict[str, list[Array]]:
-        """None: tokens are no state."""
+        """None: an MLP has no recurrent state."""
         return {}
 
     @jax.named_scope("hidden_layer")

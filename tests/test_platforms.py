@@ -18,7 +18,7 @@ from rnn_lm.config import complete_config
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.inference import generate as generation
 from rnn_lm.members import Members
-from rnn_lm.nn import cpu
+from rnn_lm.nn import native
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.recurrence import unroll
@@ -37,7 +37,7 @@ CELLS = {
     "norm": partial(LSTMCell, layer_norm=True),
 }
 ACCELERATORS = ["cuda", pytest.param("tpu", marks=pytest.mark.slow)]  # which both have the same way
-needs_compiler = pytest.mark.skipif(not cpu.is_available(), reason="no C++ compiler here, or RNN_LM_NATIVE=0")
+needs_compiler = pytest.mark.skipif(not native.is_available(), reason="no C++ compiler here, or RNN_LM_NATIVE=0")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,7 @@ assert "rnn_lm/recurrence-" not in open("/proc/self/maps").read()
 """
 
 
+@pytest.mark.skipif(native.cpu is None, reason="the folder cpu was left out")
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="looks at what the process has loaded")
 def test_a_process_that_lowers_for_a_gpu_neither_compiles_nor_loads_the_library(tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
@@ -155,6 +156,7 @@ def test_a_process_that_lowers_for_a_gpu_neither_compiles_nor_loads_the_library(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(native.cpu is None, reason="the folder cpu was left out")
 def test_a_compiler_that_fails_is_no_error(tmp_path):
     code = ON_A_GPU.split("f.trace")[0] + "print(f(jnp.ones((5, 2, 3))).sum())"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": "false"}

@@ -13,10 +13,10 @@ def sigmoid(z: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def activated(z: Float[Array, "*batch GH"], *kinds: str) -> list[Float[Array, "*batch H"]]:
-    """The gates side by side in `z`, each after its "sigmoid" or "tanh".
+    """Splits `z` into gates and applies "sigmoid" or "tanh" to each.
 
-    One tanh over the whole block, σ(z) being ½ tanh(½ z) + ½, and the split only then: XLA's CPU code for gates that
-    are split first does not vectorise.
+    It takes one tanh over the whole block, since σ(z) = ½ tanh(½ z) + ½, and splits afterwards: XLA's CPU code does not
+    vectorise gates that are split first.
     """
     size = z.shape[-1] // len(kinds)
     scale = jnp.repeat(jnp.array([1.0 if kind == "tanh" else 0.5 for kind in kinds], z.dtype), size)

@@ -1,4 +1,4 @@
-"""Small helpers over arrays of the recurrence."""
+"""Helpers for arrays: products, shardings, names."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,11 +11,11 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-Carry: TypeAlias = Any  # the state that goes from step to step: an array, or a tuple or another pytree of them
+Carry: TypeAlias = Any  # the state carried from step to step: a pytree of arrays
 
 
 def product(x: Float[Array, "*batch K"], w: Float[Array, "K N"], dtype: Dtype | None) -> Float[Array, "*batch N"]:
-    """`x @ w` of factors rounded to `dtype` (None: as w is), summed in the dtype of w."""
+    """`x @ w`, with factors rounded to `dtype` (None: the dtype of w) and summed in the dtype of w."""
     factors = x.astype(dtype or w.dtype), w.astype(dtype or w.dtype)
     multiply = partial(jnp.matmul, preferred_element_type=w.dtype)
     if x.ndim < 3:
@@ -27,7 +27,7 @@ def product(x: Float[Array, "*batch K"], w: Float[Array, "K N"], dtype: Dtype | 
 def summed_product(
     x: Float[Array, "*batch K"], y: Float[Array, "*batch N"], w: Float[Array, "K N"], dtype: Dtype | None
 ) -> Float[Array, "K N"]:
-    """The sum of `x yᵀ` over all leading axes: what the gradient of w in `y = x @ w` is. Rounded as `product` is."""
+    """The sum of `x yᵀ` over all leading axes: the gradient of w in `y = x @ w`. Rounded as in `product`."""
     factors = x.astype(dtype or w.dtype), y.astype(dtype or w.dtype)
     axes = tuple(range(x.ndim - 1))
     sharding = PartitionSpec(*jax.typeof(w).sharding.spec) if is_sharded(x) or is_sharded(y) else None
@@ -42,9 +42,9 @@ def summed_product(
 
 
 def _on_cpu_by_rows(by_rows: Callable[..., Array], plain: Callable[..., Array], x: Array, y: Array) -> Array:
-    """Over several axes, XLA's CPU code takes up to twice as long for a sum of outer products as over rows.
+    """`by_rows` on CPUs, where XLA takes up to twice as long over several axes as over rows; elsewhere `plain`.
 
-    Elsewhere, and where the axes are sharded, the arrays keep their shape: rows of a sharded axis would be gathered.
+    Sharded arrays keep their shape: flattening a sharded axis would gather it.
     """
     if is_sharded(x) or is_sharded(y):
         return plain(x, y)
@@ -60,12 +60,12 @@ def rows_of(table: Float[Array, "V N"], ids: Int[Array, "*batch"]) -> Float[Arra
 
 
 def is_sharded(x: Array) -> bool:
-    """Whether x's type says that an axis is divided among devices, as it does on meshes with Explicit axes."""
+    """Whether x's type says that an axis is sharded, as on meshes with Explicit axes."""
     return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def divided_like(carry: Carry, inputs: Array, batch_axes: int) -> Carry:
-    """The carry with its batch divided among devices as that of time-major inputs is, where their type says how."""
+    """The carry, with its batch sharded as that of time-major inputs if their type says so."""
     if not is_sharded(inputs):
         return carry
     batch = jax.typeof(inputs).sharding.spec[1 : 1 + batch_axes]
@@ -77,15 +77,15 @@ def divided_like(carry: Carry, inputs: Array, batch_axes: int) -> Carry:
 
 
 def along_last(x: Float[Array, "N"], like: Array) -> Float[Array, "*ones N"]:
-    """X with as many axes as `like`, so that ranks need no promotion."""
+    """`x` with as many axes as `like`, so that no rank is promoted."""
     return lax.expand_dims(x, range(like.ndim - x.ndim))
 
 
 def alike(tree: Any) -> Any:
-    """The same arrays, all varying over the same axes of a `jax.shard_map`; outside of one, as they are.
+    """The same arrays, all varying over the same axes of a `jax.shard_map`; unchanged outside of one.
 
-    A `custom_vjp` or a scan refuses arguments of which one is replicated and another is not, and takes what a call of
-    foreign code returns for replicated.
+    `custom_vjp` and scans refuse a mix of replicated and varying arguments, and results of foreign code count as
+    replicated.
     """
 
     def varying(x: Any) -> frozenset[str]:
@@ -102,7 +102,7 @@ def alike(tree: Any) -> Any:
 
 
 def shifted(first: Array, carries: Array, *, reverse: bool) -> Array:
-    """The carry before each step, from the one before the first step and those after each."""
+    """The carry before each step, given the first carry and the carries after each step."""
     return jnp.concatenate([carries[1:], first[None]] if reverse else [first[None], carries[:-1]])
 
 

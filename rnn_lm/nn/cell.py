@@ -1,10 +1,10 @@
-"""What recurrent cells share: one time step in three parts, so that `unroll` can treat all cells alike.
+"""The base class of cells. A time step has three parts, so that `unroll` can treat all cells alike:
 
-1. `project(x)`: the input's part, `x w_xh + b_h`; needs no state, so it is computed for all time steps at once;
-2. `recur(carry)`: one recurrent product, `h w_hh`, the only one inside the loop;
-3. `gates(carry, projected, recurrent)`: the rest, element by element.
+1. `project(x)`: the input's part, `x w_xh + b_h`. It needs no state, so all time steps are computed at once.
+2. `recur(carry)`: the recurrent product, `h w_hh`, the only product inside the loop.
+3. `gates(carry, projected, recurrent)`: the element-wise rest.
 
-docs/own_cell.md shows how to write one. Shapes here and in the whole package: T time steps, B batch, D inputs, H hidden
+docs/own_cell.md shows how to write a cell. Shapes in the whole package: T time steps, B batch, D inputs, H hidden
 units, V vocabulary, G gates.
 """
 
@@ -28,7 +28,7 @@ Gates: TypeAlias = Float[Array, "*batch GH"]
 
 
 class CellOptions(TypedDict, total=False):
-    """What `Cell` takes beside its sizes and `rngs`, for constructors that hand it on."""
+    """The optional arguments of `Cell`, for constructors that pass them on."""
 
     dtype: Dtype | None
     param_dtype: Dtype
@@ -38,9 +38,9 @@ class CellOptions(TypedDict, total=False):
 
 
 def show_signature(cls: AnyClass) -> AnyClass:
-    """Has `inspect.signature`, and so notebooks, show all parameters of the constructor.
+    """Lets `inspect.signature`, and so notebooks, show all parameters of the constructor.
 
-    nnx's metaclass hides them, and in place of `**options` stand those that the parent's constructor takes by name.
+    nnx's metaclass hides them. `**options` is replaced by the keyword parameters of the parent's constructor.
     """
     _, *parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
     if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
@@ -53,24 +53,24 @@ def show_signature(cls: AnyClass) -> AnyClass:
 
 @show_signature
 class Cell(nnx.RNNCellBase):
-    """The base of this package's cells, and of your own: parameters, products and the `nnx.RNNCellBase` protocol.
+    """The base of all cells, also of your own: parameters, products and the `nnx.RNNCellBase` protocol.
 
-    The parameters are `w_xh [D, G·H]`, `w_hh [H, G·H]` and `b_h [G·H]`, the gates side by side. They, the carry and
-    the output have `param_dtype`; the factors of the matrix products are rounded to `dtype`, their sums are not.
+    The parameters are `w_xh [D, G·H]`, `w_hh [H, G·H]` and `b_h [G·H]`, the gates side by side. Parameters, carry and
+    output have `param_dtype`. Factors of matrix products are rounded to `dtype`; their sums are not.
 
     A subclass sets `num_gates`, G, and defines `gates(carry, projected, recurrent)`. It may override any other method:
-    `unroll` looks at what it overrides, and computes what a loop over `cell(carry, x)` computes.
+    `unroll` always computes the same as a loop over `cell(carry, x)`.
 
     Args:
       in_features: D, the size of an input vector, or the number of token ids.
       hidden_features: H.
-      rngs: where the initial weights come from.
-      dtype: what the matrix products are computed in; None is `param_dtype`.
+      rngs: draws the initial weights.
+      dtype: of the factors of matrix products; None means `param_dtype`.
       param_dtype: of parameters, carry and output. For types narrower than float32, initial weights are drawn in
         float32 and then rounded.
-      kernel_init: of each gate's [D, H] part of `w_xh`: `glorot`, `uniform`, or any initializer.
-      recurrent_init: of each gate's [H, H] part of `w_hh`: `orthogonal`, `identity`, or any initializer.
-      bias_init: of each gate's [H] part of `b_h`.
+      kernel_init: initializer of each gate's [D, H] part of `w_xh`.
+      recurrent_init: initializer of each gate's [H, H] part of `w_hh`.
+      bias_init: initializer of each gate's [H] part of `b_h`.
     """
 
     num_gates: ClassVar[int]
@@ -111,17 +111,17 @@ class Cell(nnx.RNNCellBase):
         show_signature(cls)
 
     def _drawn(self, init: Initializer, key: jax.Array, shape: tuple[int, ...]) -> Any:
-        """Initial values; of few bits they could not be made orthogonal."""
+        """Initial values, in at least float32: narrower types cannot be made orthogonal."""
         dtype = jnp.dtype(self.param_dtype)
         return init(key, shape, jnp.float32 if dtype.itemsize < 4 else dtype)
 
     # Positional-only, so that a subclass may name them as it likes.
     def gates(self, carry: Carry, projected: Gates, recurrent: Gates, /) -> Carry:
-        """The next carry, from the old one and the two products. It may reduce over units, never over the batch."""
+        """The next carry. May reduce over units, never over the batch."""
         raise TypeError(f"{type(self).__name__} has no gates(carry, projected, recurrent); docs/own_cell.md shows how")
 
     def project(self, x: Float[Array, "*batch D"] | Int[Array, "*batch"], /) -> Gates:
-        """`x w_xh + b_h`. Integers are token ids: they pick rows of `w_xh`, as the product with a one-hot would."""
+        """`x w_xh + b_h`. Integers are token ids: they select rows of `w_xh`."""
         b_h = self.b_h[...]
         if not jnp.issubdtype(x.dtype, jnp.integer):
             z = self._normalized(self.product(x, self.w_xh[...]), self.scale_x)
@@ -137,25 +137,26 @@ class Cell(nnx.RNNCellBase):
         return self.product(self.output(carry), self.w_hh[...])
 
     def step(self, carry: Carry, projected: Gates, /) -> Carry:
-        """The next carry, from the old one and the input's part."""
+        """The next carry, given the input's part."""
         return self.gates(carry, projected, self.recur(carry))
 
     def output(self, carry: Carry, /) -> State:
-        """What a carry shows to the outside: h."""
+        """The cell's output for a carry: h."""
         return carry
 
     def __call__(self, carry: Carry, inputs: Shaped[Array, "..."]) -> tuple[Carry, Array]:
         """One step of the `nnx.RNNCellBase` protocol: `(carry, inputs) -> (carry, output)`.
 
-        Inputs are vectors where they have as many axes as the carry, and token ids where they have one fewer.
+        Inputs with as many axes as the carry are vectors; with one fewer they are token ids.
         """
-        carry = self.step(carry, self.project(as_inputs(self, carry, inputs)))
+        x, _ = as_inputs(self, carry, inputs)
+        carry = self.step(carry, self.project(x))
         return carry, self.output(carry)
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
     ) -> Carry:
-        """The state before the first step, `[..., H]` for inputs `[..., D]`: zeros, or what `carry_init` draws."""
+        """The state before the first step, `[..., H]` for inputs `[..., D]`: zeros, or drawn by `carry_init`."""
         shape = (*input_shape[:-1], self.hidden_features)
         if carry_init is None:
             return jnp.zeros(shape, self.param_dtype)
@@ -169,16 +170,16 @@ class Cell(nnx.RNNCellBase):
         return 1
 
     def product(self, x: Float[Array, "*batch K"], w: Float[Array, "K N"], /) -> Float[Array, "*batch N"]:
-        """`x @ w` of factors rounded to `dtype`, summed in `param_dtype`."""
+        """`x @ w`, with factors rounded to `dtype` and summed in `param_dtype`."""
         return product(x, w, self.dtype)
 
     def _add_layer_norm(self) -> None:
-        """Parameters that scale x w_xh and h w_hh, normalised over the H units of each gate (Ba et al. 2016, (20))."""
+        """Learned scales for the normalised x w_xh and h w_hh (Ba et al. 2016, equation 20)."""
         self.scale_x = nnx.Param(jnp.ones_like(self.b_h[...]))
         self.scale_h = nnx.Param(jnp.ones_like(self.b_h[...]))
 
     def _normalized(self, z: Gates, scale: nnx.Param[Array] | None) -> Gates:
-        """With layer normalisation: mean 0 and variance 1 over the units of each gate, then scaled."""
+        """Layer normalisation, if there is a scale: over the units of each gate."""
         if scale is None:
             return z
         gates = z.reshape(*z.shape[:-1], self.num_gates, self.hidden_features)
@@ -186,10 +187,10 @@ class Cell(nnx.RNNCellBase):
 
 
 def are_ids(cell: nnx.RNNCellBase, carry: Carry, inputs: Shaped[Array, "..."], steps: int = 0) -> bool:
-    """Whether inputs are token ids: they have one axis fewer than vectors beside this carry would have.
+    """Whether inputs are token ids: they have one axis fewer than vectors would have with this carry.
 
-    `steps` is 1 where the inputs have a time axis in front. Of a `Cell` the rank is that of its output; other cells'
-    floats are never ids. Cells that carry nothing go by the dtype.
+    `steps` is 1 if the inputs have a time axis in front. For a `Cell` the rank of its output decides. Floats are never
+    ids for other cells. If the carry is empty, the dtype decides.
     """
     ranks = {jnp.ndim(leaf) for leaf in jax.tree.leaves(carry)}
     whole = jnp.issubdtype(inputs.dtype, jnp.integer)
@@ -200,27 +201,32 @@ def are_ids(cell: nnx.RNNCellBase, carry: Carry, inputs: Shaped[Array, "..."], s
     return inputs.ndim - steps < min(ranks)
 
 
-def as_inputs(cell: Cell, carry: Carry, inputs: Shaped[Array, "..."], steps: int = 0) -> Shaped[Array, "..."]:
-    """Inputs as `Cell.project` wants them: ids int32, whole numbers that are vectors of the cell's `param_dtype`.
+def as_inputs(
+    cell: nnx.RNNCellBase, carry: Carry, inputs: Shaped[Array, "..."], steps: int = 0
+) -> tuple[Shaped[Array, "..."], bool]:
+    """The inputs as the cell wants them, and whether they are token ids.
+
+    For a `Cell`, ids become int32, and vectors of integers get its `param_dtype`.
 
     Raises:
-      TypeError: where ids are not whole numbers.
+      TypeError: if ids are not integers.
     """
     inputs = jnp.asarray(inputs)
-    whole = jnp.issubdtype(inputs.dtype, jnp.integer)
-    if are_ids(cell, carry, inputs, steps):
-        if not whole:
-            shape = list(inputs.shape)
-            raise TypeError(f"inputs: expected vectors, or token ids that are integers; got {inputs.dtype} {shape}")
-        return inputs.astype(jnp.int32)  # an int8 could not count a vocabulary
-    return inputs.astype(cell.param_dtype) if whole or inputs.dtype == jnp.bool_ else inputs
+    whole, ids = jnp.issubdtype(inputs.dtype, jnp.integer), are_ids(cell, carry, inputs, steps)
+    if not isinstance(cell, Cell):
+        return inputs, ids
+    if ids and not whole:
+        shape = list(inputs.shape)
+        raise TypeError(f"inputs: expected vectors, or token ids that are integers; got {inputs.dtype} {shape}")
+    if ids:
+        return inputs.astype(jnp.int32), ids  # an int8 could not count a vocabulary
+    return (inputs.astype(cell.param_dtype) if whole or inputs.dtype == jnp.bool_ else inputs), ids
 
 
 def overrides(cell: nnx.RNNCellBase, *methods: str) -> bool:
-    """Whether a cell, or its class, has methods of its own in place of some of this package's.
+    """Whether a cell, or its class, overrides any of these methods of the package.
 
-    A method is the package's where both the class that has it and the function are: the one may be patched, and
-    `functools.wraps` gives the other a borrowed name.
+    Both the class and the function must be ours: classes get patched, and `functools.wraps` copies `__module__`.
     """
 
     def is_ours(name: str) -> bool:
@@ -232,5 +238,5 @@ def overrides(cell: nnx.RNNCellBase, *methods: str) -> bool:
 
 
 def is_hoisted(cell: nnx.RNNCellBase) -> bool:
-    """Whether a step is `step` of `project`, so that the latter may be computed for all time steps at once."""
+    """Whether a step is `step` of `project`, so that all time steps can be projected at once."""
     return isinstance(cell, Cell) and not overrides(cell, "__call__")

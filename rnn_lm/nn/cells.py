@@ -1,4 +1,4 @@
-"""The three recurrent cells, one time step each: every cell is its equation."""
+"""The three recurrent cells. Each is one time step, written as its equations."""
 
 from typing import Any, NamedTuple, Unpack
 
@@ -19,7 +19,7 @@ class ElmanCell(Cell):
 
         h_t = φ(x_t w_xh + h_{t-1} w_hh + b_h)
 
-    The carry is `h [..., H]`. `activation` is φ: "tanh", "relu" or "identity"; all other arguments are `Cell`'s.
+    The carry is `h [..., H]`. `activation` is φ: "tanh", "relu" or "identity"; the other arguments are `Cell`'s.
 
     Reference: Elman, Finding structure in time, Cognitive Science 14, 1990.
     """
@@ -44,7 +44,7 @@ class ElmanCell(Cell):
             self._add_layer_norm()
 
     def gates(self, carry: State, projected: Gates, recurrent: Gates, /) -> State:
-        """The next carry. The old one counts only through `recurrent`."""
+        """The next carry. It depends on the old one only through `recurrent`."""
         del carry
         return ACTIVATIONS[self.activation](projected + self._normalized(recurrent, self.scale_h))
 
@@ -60,7 +60,7 @@ class GRUCell(Cell):
 
     The carry is `h [..., H]`. With `reset_after=False`, the candidate of the paper (and of d2l) resets the state before
     the product, n_t = tanh(x_t w_xn + (r_t ⊙ h_{t-1}) w_hn + b_n), and there is no `b_hn [H]`. That takes two products
-    one after the other, so it is slower. All other arguments are `Cell`'s.
+    one after the other, so it is slower. The other arguments are `Cell`'s.
 
     References: Cho et al., Learning phrase representations using RNN encoder-decoder, 2014; the reset after the
     product, as in PyTorch and cuDNN: Appleyard, Kocisky, Blunsom, Optimizing performance of recurrent neural networks
@@ -88,7 +88,7 @@ class GRUCell(Cell):
             self._add_layer_norm()
 
     def gates(self, carry: State, projected: Gates, recurrent: Gates, /) -> State:
-        """The next carry, the reset after the product."""
+        """The next carry, with the reset after the product."""
         h, two = carry, 2 * self.hidden_features
         recurrent = self._normalized(recurrent, self.scale_h)
         r, z = jnp.split(sigmoid(projected[..., :two] + recurrent[..., :two]), 2, axis=-1)
@@ -96,7 +96,7 @@ class GRUCell(Cell):
         return n + z * (h - n)
 
     def step(self, carry: State, projected: Gates, /) -> State:
-        """The next carry, from the old one and the input's part."""
+        """The next carry, given the input's part."""
         if self.reset_after:
             return super().step(carry, projected)
         h, two = carry, 2 * self.hidden_features
@@ -124,7 +124,7 @@ class LSTMCell(Cell):
 
     The carry is `LSTMState(c, h)`. `forget_bias` is added to the initial b_f, so that a young cell remembers
     (Jozefowicz, Zaremba, Sutskever 2015). With `layer_norm`, c_t is normalised too where h_t looks at it (Ba et al.,
-    equation 22). All other arguments are `Cell`'s.
+    equation 22). The other arguments are `Cell`'s.
 
     References: Hochreiter, Schmidhuber, Long short-term memory, 1997; Gers, Schmidhuber, Cummins, Learning to forget,
     2000.
@@ -151,7 +151,7 @@ class LSTMCell(Cell):
             self._add_layer_norm()
 
     def gates(self, carry: tuple[Array, Array], projected: Gates, recurrent: Gates, /) -> tuple[Array, Array]:
-        """The next carry; of a plain pair (c, h), which is taken too, a plain pair."""
+        """The next carry. A plain pair (c, h) gives a plain pair."""
         z = projected + self._normalized(recurrent, self.scale_h)
         i, f, g, o = activated(z, "sigmoid", "sigmoid", "tanh", "sigmoid")
         c = f * carry[0] + i * g
@@ -162,13 +162,13 @@ class LSTMCell(Cell):
         return new if isinstance(carry, LSTMState) else (new.c, new.h)
 
     def output(self, carry: tuple[Array, Array], /) -> State:
-        """What a carry shows to the outside: h."""
+        """The cell's output for a carry: h."""
         return carry[1]
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
     ) -> LSTMState:
-        """The state before the first step: zeros, or what `carry_init` draws."""
+        """The state before the first step: zeros, or drawn by `carry_init`."""
         # Two arrays, not one twice: a buffer cannot be donated twice.
         c, h = (super(LSTMCell, self).initialize_carry(input_shape, rngs, carry_init) for _ in range(2))
         return LSTMState(c, h)

@@ -1,4 +1,4 @@
-"""What `unroll` refuses, each with the argument's name, what was expected and what was given."""
+"""The argument checks of `unroll`. Messages name the argument, what was expected, and what was given."""
 
 import math
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtyping import Array
 from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.cell import Cell, are_ids, overrides
 from rnn_lm.nn.cells import GRUCell, LSTMCell
+from rnn_lm.nn.controls import Masks
 from rnn_lm.nn.truncation import WindowTruncation
 
 
@@ -26,7 +27,7 @@ def check_options(truncation: Any, backward: Any, remat: Any, windowed: bool) ->
 
 
 def check_values(cell: nnx.RNNCellBase, carry: Carry, inputs: Any, lengths: Any) -> None:
-    """Raises ValueError where ids or lengths are out of range; what is traced cannot be looked at."""
+    """Raises ValueError if ids or lengths are out of range, unless they are traced."""
     num_ids = getattr(cell, "in_features", None)
     if num_ids is not None and isinstance(cell, Cell) and inputs.ndim and are_ids(cell, carry, inputs, steps=1):
         if (found := _outside(inputs, num_ids)) is not None:
@@ -36,16 +37,14 @@ def check_values(cell: nnx.RNNCellBase, carry: Carry, inputs: Any, lengths: Any)
             raise ValueError(f"lengths: expected 0 to {inputs.shape[0]}, the time steps; got {found.tolist()}")
 
 
-def check_shapes(
-    cell: nnx.RNNCellBase, carry: Carry, inputs: Array, lengths: Array | None, resets: Array | None
-) -> int:
-    """Returns how many axes the batch has.
+def check_shapes(cell: nnx.RNNCellBase, carry: Carry, inputs: Array, ids: bool, masks: Masks) -> int:
+    """Returns the number of batch axes.
 
-    Raises ValueError where shapes do not go together, TypeError where a dtype is not the one expected.
+    Raises ValueError if shapes do not fit together, TypeError for a wrong dtype.
     """
     if inputs.ndim == 0 or inputs.shape[0] == 0:
         raise ValueError(f"inputs: expected at least one time step, [T, B, D] or ids [T, B]; got {described(inputs)}")
-    steps, ids = inputs.shape[0], are_ids(cell, carry, inputs, steps=1)
+    steps, lengths, resets = inputs.shape[0], masks.lengths, masks.resets
     batch = inputs.shape[1:] if ids else inputs.shape[1 : inputs.ndim - cell.num_feature_axes]
     if isinstance(cell, Cell):
         size, dtype = cell.in_features, jnp.dtype(cell.param_dtype)
@@ -68,7 +67,7 @@ def check_shapes(
 
 
 def check_parameters(cell: Cell) -> None:
-    """Raises ValueError where a parameter that a method of this package reads has not the shape that it counts on."""
+    """Raises ValueError if a parameter has a shape that the package's own methods cannot use."""
     D, H, GH = cell.in_features, cell.hidden_features, cell.num_gates * cell.hidden_features
     expected: dict[str, tuple[tuple[int, ...], str]] = {}
     if overrides(cell, "__call__"):
@@ -99,7 +98,7 @@ def described(tree: Any) -> str:
 
 
 def _kinds(carry: Carry) -> Any:
-    """Shapes and dtypes; a plain tuple is as good as a named one."""
+    """Shapes and dtypes, whatever kind of tuple they are in."""
     return [(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else type(leaf) for leaf in jax.tree.leaves(carry)]
 
 
@@ -114,7 +113,7 @@ def _if_transposed(carry: Carry, inputs: Array) -> str:
 
 
 def _outside(numbers: Array, end: int) -> Any:
-    """The numbers, where any is not from 0 to end − 1; None where all are, and where tracing hides them."""
+    """The numbers if any is not in [0, end); None if all are, or if they are traced."""
     if isinstance(numbers, jax.core.Tracer) or not math.prod(numbers.shape):
         return None
     on_host = jax.device_get(numbers).astype("int64")  # an int8 cannot be compared with 1,000

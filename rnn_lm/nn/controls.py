@@ -1,4 +1,4 @@
-"""What happens at each step besides the cell's own arithmetic: resets, truncation, the ends of sequences."""
+"""Per-step controls: resets, truncation, and the ends of sequences."""
 
 from typing import NamedTuple
 
@@ -10,20 +10,20 @@ from jaxtyping import Array
 from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.truncation import scale_gradient
 
-# By name, all with a leading time axis; what is absent does not happen.
+# By name, with a leading time axis. Absent controls do nothing.
 Controls = dict[str, Array]  # "resets" [T, B], "passed" [T], "valid" [T, B]
 
 
 class Masks(NamedTuple):
-    """What `unroll` is told of all steps."""
+    """The arguments of `unroll` that controls are made of."""
 
     lengths: Array | None
     resets: Array | None
-    passed: Array | None  # what the gradient is multiplied by between two steps: one draw for all layers
+    passed: Array | None  # the factor on the gradient between two steps; all layers share one draw
 
 
 def controls_of(num_steps: int, masks: Masks) -> Controls:
-    """What they say of each step."""
+    """The controls of each step."""
     lengths, resets, passed = masks
     controls = {name: mask for name, mask in (("resets", resets), ("passed", passed)) if mask is not None}
     if lengths is not None:
@@ -33,7 +33,7 @@ def controls_of(num_steps: int, masks: Masks) -> Controls:
 
 
 def enter(carry: Carry, control: Controls, initial: Carry) -> Carry:
-    """The carry as a step finds it: reset, or with its gradient cut off."""
+    """The carry that a step starts from: reset, or with its gradient scaled."""
     if "passed" in control:
         carry = scale_gradient(carry, control["passed"])
     if "resets" in control:
@@ -42,7 +42,7 @@ def enter(carry: Carry, control: Controls, initial: Carry) -> Carry:
 
 
 def keep(new: Carry, old: Carry, control: Controls) -> Carry:
-    """The new carry, or past the end of a sequence the old one."""
+    """The new carry, or the old one past the end of a sequence."""
     if "valid" not in control:
         return new
     return jax.tree.map(lambda n, o: where(control["valid"], n, o), new, old)
@@ -54,11 +54,11 @@ def where(mask: Array, x: Array, y: Array) -> Array:
 
 
 def without_padding(x: Array, controls: Controls) -> Array:
-    """Zeros past the end of each sequence: what stands there, be it no number or no token, reaches no gradient."""
+    """`x` with zeros past the end of each sequence, so that padding, even NaN, reaches no gradient."""
     return where(controls["valid"], x, jnp.zeros_like(x)) if "valid" in controls else x
 
 
 def initial_carry(cell: nnx.RNNCellBase, carry: Carry, inputs: Array, ids: bool) -> Carry:
-    """What a reset brings back."""
+    """The state after a reset."""
     made = cell.initialize_carry((*inputs.shape[1:], 1) if ids else inputs.shape[1:], nnx.Rngs(0))  # flax's want rngs
     return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(made))  # a plain pair is an LSTM's carry too

@@ -1,7 +1,7 @@
 """The scan with a backward pass of its own: one recurrent product in each direction, and dW_hh as one product after it.
 
-It serves every cell whose step is `gates` of one product `h w_hh`: the scan back in time differentiates `gates` (and
-`output`) alone and stacks the adjoints. No cell has a hand-written derivative.
+It serves every cell whose step is `gates` of one product `h w_hh`. The backward scan differentiates only `gates` (and
+`output`) and stacks the adjoints, so no cell needs a hand-written derivative.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array
 
-from rnn_lm.nn import cpu
+from rnn_lm.nn import native
 from rnn_lm.nn.arrays import Carry, product, shifted, summed_product
 from rnn_lm.nn.cell import is_hoisted, overrides
 from rnn_lm.nn.cells import GRUCell
@@ -23,11 +23,11 @@ from rnn_lm.nn.scan import Pieces, changing_leaves, projections
 
 
 def is_fused(cell: Any, carry: Carry, inputs: Array) -> bool:
-    """Whether a cell may be unrolled so: its step must be `gates` of one product, its carry differentiable."""
+    """Whether a cell fits: its step must be `gates` of one product, and its carry differentiable."""
     return (
         is_hoisted(cell)
         and not overrides(cell, "step", "recur", "product")
-        and not (isinstance(cell, GRUCell) and not cell.reset_after)  # before the product, it takes two
+        and not (isinstance(cell, GRUCell) and not cell.reset_after)  # a reset before the product takes two products
         and all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(carry))
         and not changing_leaves(cell, carry, inputs[0])
     )
@@ -46,10 +46,10 @@ def fused_scan(
     run = jax.custom_vjp(scan.values)
     run.defvjp(scan.forward, scan.backward)
     arguments, others = (small, cell.w_hh[...], carry, projected), (initial, fixed, controls)
-    if not controls and cpu.is_for(cell, arguments):
+    if not controls and native.is_for(cell, arguments):
 
         def on_cpu(*arguments: Any) -> tuple[Carry, Carry]:
-            carries = cpu.accelerated(lambda *a: scan.values(*a, *others)[1], cell, reverse)(*arguments)
+            carries = native.accelerated(lambda *a: scan.values(*a, *others)[1], cell, reverse)(*arguments)
             return jax.tree.map(lambda a: a[0 if reverse else -1], carries), carries
 
         last, carries = lax.platform_dependent(*arguments, cpu=on_cpu, default=lambda *a: run(*a, *others))
@@ -62,19 +62,19 @@ def fused_scan(
 
 @dataclass(frozen=True)
 class _Scan:
-    """The scan, forward and back, as functions of arrays.
+    """The scan and its backward pass as functions of arrays.
 
-    They are `small`, the floats that `gates` and `output` read of the cell; w_hh; the first carry; the inputs' parts;
-    the carry that a reset brings back; `fixed`, what else is read of the cell; and the controls.
+    The arrays are `small`, the cell's floats that `gates` and `output` read; w_hh; the first carry; the projected
+    inputs; the initial carry for resets; `fixed`, the other leaves that are read; and the controls.
     """
 
     pieces: Pieces  # the cell, with shapes in place of its leaves
     dtype: Dtype | None
     reverse: bool
-    is_learned: bool  # whether the carry that a reset brings back has a gradient
+    is_learned: bool  # whether the initial carry for resets has a gradient
 
     def values(self, *arguments: Any) -> tuple[Carry, Carry]:
-        """The last carry, and all."""
+        """The last carry and all carries."""
         last, (carries, _) = self._scan(False, *arguments)
         return last, carries
 
@@ -137,7 +137,7 @@ class _Scan:
         recurrent: Array,
         control: Controls,
     ) -> tuple[Carry, tuple[Any, Any], Carry, tuple[Array, ...]]:
-        """From the adjoint of a step's new carry: those of the old one, `small`, `initial`, and the two products."""
+        """One step back: given d_new, the adjoints of the old carry, `small`, `initial` and the products."""
         learned = initial if self.is_learned else None
         entered, leave = jax.vjp(lambda c, i: enter(c, control, i if self.is_learned else initial), before, learned)
 
@@ -149,13 +149,13 @@ class _Scan:
         _, of_output = jax.vjp(lambda small, c: self.pieces.cell(small | fixed).output(c), small, entered)
         d_small_of_output, d_from_output = of_output(product(d_recurrent, w_hh.T, self.dtype))
         d_through, d_learned = leave(jax.tree.map(jnp.add, d_entered, d_from_output))
-        # Cells that add the two products hand back one and the same adjoint: it is stacked once.
+        # Cells that add the two products return the same adjoint for both: it is stacked once.
         adjoints = (d_projected,) if d_projected is d_recurrent else (d_projected, d_recurrent)
         return jax.tree.map(jnp.add, d_before, d_through), (d_small, d_small_of_output), d_learned, adjoints
 
 
 def _read_leaves(pieces: Pieces, carry: Carry, x_t: Array) -> list[int]:
-    """Which leaves of a cell's state `gates` and `output` read."""
+    """The positions of the leaves that `gates` and `output` read."""
 
     def reading(leaves: list[Array], carry: Carry, x_t: Array) -> Any:
         cell = pieces.cell(dict(enumerate(leaves)))

@@ -1,4 +1,4 @@
-"""Where weights start."""
+"""Initial weights."""
 
 import jax
 import jax.numpy as jnp

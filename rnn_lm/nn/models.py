@@ -23,7 +23,7 @@ from rnn_lm.nn.truncation import Truncation
 
 
 class LanguageModel(nnx.Module):
-    """What all who use a model may ask of it: token ids → hidden layers → logits of the next token."""
+    """The interface of all models: token ids → hidden layers → logits of the next token."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -36,21 +36,21 @@ class LanguageModel(nnx.Module):
 
     @abstractmethod
     def initialize_carry(self, batch_size: int) -> Carry:
-        """What is carried from token to token, as it is before the first."""
+        """The carry before the first token."""
 
     @abstractmethod
     def states(self, carry: Carry) -> dict[str, list[Array]]:
-        """The recurrent state in a carry, by its letter: the h (and, of LSTM cells, the c) of all layers."""
+        """The recurrent states in a carry by letter: h (and c for LSTM cells), one array a layer."""
 
     @abstractmethod
     def hidden(
         self, carry: Carry, tokens: Int[Array, "T B"], *, key: Array | None = None, return_carries: bool = False
     ) -> tuple[Any, Any]:
-        """Token ids → the carry after the last of them (or after each, stacked), and what the output layer reads."""
+        """Token ids → the carry after the last (or after each, stacked), and the output layer's input."""
 
     @abstractmethod
     def logits(self, h: Any) -> Float[Array, "*batch V"]:
-        """The output layer: what is read of `hidden` → the logits of the next token."""
+        """The output layer: the logits of the next token."""
 
     @jax.named_scope("output_layer")
     def nll(self, h: Any, labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -60,11 +60,11 @@ class LanguageModel(nnx.Module):
     def mean_nll(
         self, h: Any, labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"] | None = None
     ) -> Float[Array, ""]:
-        """The mean of `nll` over where the mask is True (None: everywhere): what training makes small."""
+        """The training loss: the mean of `nll` where the mask is True (None: everywhere)."""
         return masked_mean(self.nll(h, labels), mask)
 
     def objective(self, h: Any, labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"]) -> Float[Array, ""]:
-        """What dynamic evaluation makes small."""
+        """The loss of dynamic evaluation."""
         return self.mean_nll(h, labels, mask)
 
     @property
@@ -72,7 +72,7 @@ class LanguageModel(nnx.Module):
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))
 
     def fingerprint(self) -> str:
-        """A hash of all its numbers (not of its equations), 32 hexadecimal digits."""
+        """A hash of all arrays (not of the equations), 32 hexadecimal digits."""
         digest = hashlib.sha256()
         for path, leaf in sorted(nnx.to_flat_state(nnx.state(self)), key=lambda item: str(item[0])):
             array = jax.device_get(leaf[...])
@@ -82,16 +82,13 @@ class LanguageModel(nnx.Module):
     def __call__(
         self, carry: Carry, tokens: Int[Array, "T B"], *, key: Array | None = None
     ) -> tuple[Carry, Float[Array, "T B V"]]:
-        """Token ids → the carry after the last of them, and the logits of each one's successor.
-
-        A key turns dropout on, which is for training.
-        """
+        """Token ids → the carry after the last, and the logits of each successor. A key enables dropout."""
         carry, h = self.hidden(carry, tokens, key=key)
         return carry, self.logits(h)
 
 
 class ModelOptions(TypedDict, total=False):
-    """What `NeuralLM` takes beside its sizes and `rngs`, for constructors that hand it on."""
+    """The optional arguments of `NeuralLM`, for constructors that pass them on."""
 
     embed_dim: int
     dropout: float
@@ -101,19 +98,19 @@ class ModelOptions(TypedDict, total=False):
 
 
 class NeuralLM(LanguageModel):
-    """What all networks share: the vectors that stand for tokens and, behind a body, the output layer O = H w_hq + b_q.
+    """The parts that all networks share: token vectors, a body, and the output layer O = H w_hq + b_q.
 
-    A subclass hands `add_body` to the constructor: it makes the parameters between the token vectors, whose size D it
-    is given, and the output layer, which reads H numbers.
+    A subclass passes `add_body(D)` to the constructor. It makes the parameters between token vectors of size D and the
+    output layer.
 
     Args:
       vocab_size: V.
       hidden_features: H.
-      rngs: where the initial weights come from.
-      embed_dim: size of the learned vectors that stand for the tokens; 0 feeds the tokens themselves (one-hot).
-      dropout: with a key, the fraction of units dropped of what each layer hands on, the output layer's input included.
-      tie: the embedding, transposed, is w_hq too (Press, Wolf 2017); `embed_dim` is H then.
-      dtype: what the matrix products are computed in; None is `param_dtype`.
+      rngs: draws the initial weights.
+      embed_dim: size of learned token vectors; 0 feeds one-hot vectors.
+      dropout: dropout rate on each layer's output; needs a key.
+      tie: use the transposed embedding as w_hq (Press, Wolf 2017); requires `embed_dim` = H.
+      dtype: of the factors of matrix products; None means `param_dtype`.
       param_dtype: of parameters, state and logits.
     """
 
@@ -156,13 +153,13 @@ class NeuralLM(LanguageModel):
 class RNNLM(NeuralLM):
     """The recurrent language model, equations (8.4.5) and (8.4.6).
 
-    Args, beside those of `NeuralLM`:
-      cell: the recurrent cell: "elman", "gru", "lstm", another name that is registered, or a class.
-      num_layers: recurrent layers, one above the other.
-      layer_norm, activation, kernel_init, recurrent_init, bias_init: the cell's, of cells that take them.
+    Args, besides those of `NeuralLM`:
+      cell: "elman", "gru", "lstm", another registered name, or a class.
+      num_layers: stacked recurrent layers.
+      layer_norm, activation, kernel_init, recurrent_init, bias_init: passed on to cells that take them.
 
     Raises:
-      ValueError: for a cell that is not known, and for an option that it does not take.
+      ValueError: for an unknown cell, or an option that the cell does not take.
 
     >>> model = RNNLM(28, 64, rngs=nnx.Rngs(0))
     >>> carry, logits = model(model.initialize_carry(batch_size=2), jnp.zeros((5, 2), jnp.int32))
@@ -226,7 +223,7 @@ class RNNLM(NeuralLM):
         truncation: Truncation | None = None,
         remat: int | Literal["sqrt"] | None = None,
     ) -> tuple[Carry, Float[Array, "T B H"]]:
-        """Token ids → the state after the last of them (or after each, stacked), and every hidden state H_t."""
+        """Token ids → the state after the last (or after each, stacked), and every hidden state H_t."""
         inputs = tokens if self.embedding is None else rows_of(self.embedding[...], tokens)
         options: dict[str, Any] = {"truncation": truncation, "remat": remat, "return_carries": return_carries}
         carry, h = unroll(self.cell, carry, inputs, key=key, **options)

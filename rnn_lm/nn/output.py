@@ -26,7 +26,7 @@ def cross_entropy(logits: Float[Array, "*batch V"], labels: Int[Array, "*batch"]
 
 
 def masked_mean(nats: Float[Array, "*batch"], mask: Bool[Array, "*batch"] | None) -> Float[Array, ""]:
-    """The mean over where the mask is True (None: everywhere); 0 where that is nowhere."""
+    """The mean where the mask is True (None: everywhere); 0 if it is nowhere."""
     if mask is None:
         return nats.mean()
     return jnp.sum(nats, where=mask) / jnp.maximum(mask.sum(), 1)

@@ -24,9 +24,9 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
-from rnn_lm.nn import cpu
+from rnn_lm.nn import native
 from rnn_lm.nn.arrays import Carry, alike, divided_like
-from rnn_lm.nn.cell import Cell, are_ids, as_inputs, overrides
+from rnn_lm.nn.cell import as_inputs, overrides
 from rnn_lm.nn.checks import check_options, check_shapes, check_values, described
 from rnn_lm.nn.controls import Controls, Masks, controls_of, initial_carry, without_padding
 from rnn_lm.nn.fused import fused_scan, is_fused
@@ -83,7 +83,7 @@ def unroll(
     lowest = (cell.cells[0], carry[0]) if of_layers else (cell, carry)  # type: ignore[attr-defined]
     check_values(*lowest, *given[:2])
     graphdef, state = nnx.split(cell)
-    options = _Options(reverse, remat, backward, return_carries, cpu.is_wanted())
+    options = _Options(reverse, remat, backward, return_carries, native.is_wanted())
     run: Any = _compiled if _is_hashable(graphdef) else _unroll
     with jax.named_scope("recurrence"):
         made, outputs, changed = run(graphdef, options, state, carry, *given, key, truncation)
@@ -180,11 +180,9 @@ def _layer(
     cell: nnx.RNNCellBase, carry: Carry, inputs: Array, masks: Masks, options: _Options
 ) -> tuple[Carry, Carry, Array]:
     """One layer, by one of the ways."""
-    if isinstance(cell, Cell):
-        inputs = as_inputs(cell, carry, inputs, steps=1)
-    batch_axes = check_shapes(cell, carry, inputs, masks.lengths, masks.resets)
+    inputs, ids = as_inputs(cell, carry, inputs, steps=1)
+    batch_axes = check_shapes(cell, carry, inputs, ids, masks)
     controls = controls_of(len(inputs), masks)
-    ids = are_ids(cell, carry, inputs, steps=1)
     initial = None if masks.resets is None else initial_carry(cell, carry, inputs, ids)
     carry, initial = divided_like((carry, initial), inputs, batch_axes)
     inputs, initial, controls = alike((without_padding(inputs, controls), initial, controls))

@@ -1,4 +1,4 @@
-"""Recurrent cells by name: the three of this package, and those that others register. No jax here."""
+"""Recurrent cells by name: the package's three, and registered ones. Needs no jax."""
 
 import inspect
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 CELLS: dict[str, type] = {}
 _BUILT_IN = {"elman": "ElmanCell", "gru": "GRUCell", "lstm": "LSTMCell"}  # whose module may not be loaded yet
-# What a cell's constructor is called with beside in_features and hidden_features, and what only where it takes it.
+# What a cell's constructor gets besides in_features and hidden_features; the optional ones only if it takes them.
 REQUIRED = ("rngs", "dtype", "recurrent_init")
 OPTIONAL = ("activation", "layer_norm")
 Class = TypeVar("Class", bound=type)
@@ -39,13 +39,13 @@ def register_cell(name: str) -> Callable[[Class], Class]:
 
 
 def check_constructor(cls: type) -> None:
-    """Raises TypeError where a language model could not make cells of this class."""
+    """Raises TypeError if the constructor lacks a required parameter."""
     if missing := [option for option in REQUIRED if not takes(cls, option)]:
         raise TypeError(f"{cls.__qualname__}: its constructor must take {', '.join(missing)}")
 
 
 def takes(cls: type, option: str) -> bool:
-    """Whether a class's constructor has a parameter of that name; one that takes any hands them to its parents'."""
+    """Whether a class's constructor has a parameter of that name; `**kwargs` are looked up in its parents."""
     for parent in cls.__mro__:
         if "__init__" in vars(parent):
             parameters = inspect.signature(vars(parent)["__init__"]).parameters
@@ -58,7 +58,7 @@ def cell_class(name: str) -> Any:
     """The class of that name.
 
     Raises:
-      ValueError: where there is none.
+      ValueError: if there is none.
     """
     if name not in CELLS:
         raise ValueError(f"unknown cell {name!r}; known: {', '.join(CELLS)} (register_cell adds one)")

@@ -1,4 +1,4 @@
-"""A cell under `jax.lax.scan`, differentiated by JAX: the chapter's recurrence. And a scan in blocks of steps."""
+"""The chapter's recurrence: a cell under `jax.lax.scan`, differentiated by JAX. Also a scan in blocks of steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.cell import is_hoisted, overrides
 from rnn_lm.nn.controls import Controls, enter, keep
 
-# What each way of unrolling takes, and returns: the last carry, all carries and all outputs.
+# The signature of each way to unroll. It returns the last carry, all carries and all outputs.
 Way = Callable[[Any, Any, Any, Array, Controls, bool], tuple[Carry, Carry, Array]]
 
 
@@ -22,7 +22,7 @@ class Pieces(NamedTuple):
 
     graphdef: nnx.GraphDef
     tree: jax.tree_util.PyTreeDef
-    leaves: Sequence[Any]  # the arrays of its state, or what they are like
+    leaves: Sequence[Any]  # the arrays of its state, or their shapes
 
     @classmethod
     def of(cls, cell: nnx.RNNCellBase) -> "Pieces":
@@ -31,11 +31,11 @@ class Pieces(NamedTuple):
         return cls(graphdef, tree, leaves)
 
     def shapes(self) -> "Pieces":
-        """The same without the arrays: what functions that JAX differentiates may close over."""
+        """The same with shapes for arrays, so that differentiated functions may close over it."""
         return self._replace(leaves=[jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves])
 
     def cell(self, leaves: Mapping[int, Array]) -> Any:
-        """The cell with other leaves, by their places."""
+        """The cell with some leaves replaced, by position."""
         state = jax.tree.unflatten(self.tree, [leaves.get(i, leaf) for i, leaf in enumerate(self.leaves)])
         return nnx.merge(self.graphdef, state)
 
@@ -43,7 +43,7 @@ class Pieces(NamedTuple):
 def plain_scan(
     cell: Any, initial: Carry, carry: Carry, inputs: Array, controls: Controls, reverse: bool
 ) -> tuple[Carry, Carry, Array]:
-    """Any cell, step by step. What steps change of the cell itself, such as a count of draws, is carried along."""
+    """Any cell, step by step. Other state of the cell, such as a count of draws, is carried along."""
     pieces, changing = Pieces.of(cell), changing_leaves(cell, carry, inputs[0])
     hoisted = is_hoisted(cell) and not changing
 
@@ -70,14 +70,14 @@ def plain_scan(
 
 @jax.named_scope("projection")
 def projections(cell: Any, inputs: Array) -> Array:
-    """`project` of all time steps at once; one of the user's own sees one step at a time, as in a loop."""
+    """`project` for all time steps at once. A user's own `project` sees one step at a time, as in a loop."""
     return (
         jax.vmap(cell.project)(inputs) if overrides(cell, "project", "product", "_normalized") else cell.project(inputs)
     )
 
 
 def changing_leaves(cell: nnx.RNNCellBase, carry: Carry, x: Array) -> list[int]:
-    """Which leaves of a cell's state a step changes; parameters stay as they are."""
+    """The positions of the leaves that a step changes; it never changes parameters."""
     if not nnx.to_flat_state(nnx.state(cell, nnx.Not(nnx.Param))):
         return []
     graphdef, state = nnx.split(cell)
@@ -93,7 +93,7 @@ def changing_leaves(cell: nnx.RNNCellBase, carry: Carry, x: Array) -> list[int]:
 
 
 def changed_leaves(before: list[Array], cell: nnx.RNNCellBase) -> dict[int, Array]:
-    """The leaves of a cell's state that are other arrays now, by their places."""
+    """The leaves of a cell's state that have been replaced, by position."""
     after = jax.tree.leaves(nnx.state(cell))
     return {i: new for i, (old, new) in enumerate(zip(before, after, strict=True)) if new is not old}
 
@@ -107,7 +107,7 @@ def in_blocks(
     controls: Controls,
     reverse: bool,
 ) -> tuple[Carry, Carry, Array]:
-    """`run` over one block of time steps after the other, of which only the carries between them are kept."""
+    """`run` block by block. Only the carries between blocks are stored; the rest is recomputed in the backward pass."""
     run = jax.checkpoint(run, prevent_cse=False)
     blocks = inputs.shape[0] // block
     whole = blocks * block

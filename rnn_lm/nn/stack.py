@@ -1,4 +1,4 @@
-"""Layers of cells one above the other, and what is dropped between them."""
+"""Stacked layers of cells, with dropout between them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,15 +16,15 @@ from rnn_lm.nn.cells import LSTMCell, LSTMState
 
 @show_signature
 class Stack(nnx.RNNCellBase):
-    """Layers one above the other: each reads the outputs of the one below.
+    """Stacked layers: each reads the outputs of the layer below.
 
-    The carry is the tuple of theirs. `unroll` runs one layer after the other over all time steps, so that each one's
-    input product is hoisted, and with a key drops units of what goes from layer to layer.
+    The carry is the tuple of the layers' carries. `unroll` runs one layer after the other over all time steps, so that
+    each layer's input product is hoisted. A key enables dropout between layers.
 
     Args:
       cells: from the bottom to the top.
-      dropout: the fraction of units dropped between layers, from 0 to 1, each time step's for itself (Zaremba,
-        Sutskever, Vinyals 2014).
+      dropout: dropout rate between layers, from 0 to 1, drawn anew at each time step (Zaremba, Sutskever, Vinyals
+        2014).
     """
 
     def __init__(self, cells: Sequence[nnx.RNNCellBase], *, dropout: float = 0.0):
@@ -42,7 +42,7 @@ class Stack(nnx.RNNCellBase):
         inputs: Array,
         key: Array | None = None,
     ) -> tuple[tuple[Any, ...], Array]:
-        """`run(cell, carry, inputs) -> (carry, outputs)` from the bottom to the top; a key turns dropout on."""
+        """Calls `run(cell, carry, inputs) -> (carry, outputs)` from bottom to top; a key enables dropout."""
         carries, outputs = [], inputs
         for layer, (cell, layer_carry) in enumerate(zip(self.cells, carry, strict=True)):
             if layer and key is not None:
@@ -52,17 +52,17 @@ class Stack(nnx.RNNCellBase):
         return tuple(carries), outputs
 
     def output(self, carry: tuple[Any, ...]) -> Array:
-        """What a carry shows to the outside: the top layer's h."""
+        """The stack's output for a carry: the top layer's h."""
         return self.cells[-1].output(carry[-1])
 
     def drop(self, x: Array, layer: int, key: Array) -> Array:
-        """`x`, what layer number `layer` is to read, after dropout."""
+        """`x`, the input of layer number `layer`, after dropout."""
         return dropped(x, self.dropout, jax.random.fold_in(key, layer))
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
     ) -> tuple[Carry, ...]:
-        """The state before the first step, of each layer."""
+        """Each layer's state before the first step."""
         shapes = [input_shape] + [(*input_shape[:-1], cell.hidden_features) for cell in self.cells[:-1]]
         return tuple(
             cell.initialize_carry(shape, rngs, carry_init) if carry_init else cell.initialize_carry(shape, rngs)
@@ -75,9 +75,9 @@ class Stack(nnx.RNNCellBase):
 
 
 def states_by_letter(cell: nnx.RNNCellBase, carry: Carry) -> dict[str, list[Array]]:
-    """The recurrent state in a carry, by its letter: h, and of LSTM cells c, of all layers.
+    """The recurrent states in a carry by letter, h and (for LSTM cells) c, one array a layer.
 
-    Of a cell of one's own the fields of a named tuple that has an h, and else all that it carries, side by side.
+    For other cells: the fields of a named tuple that has an h, or else all float arrays of the carry, concatenated.
     """
     layers = list(zip(cell.cells, carry, strict=True)) if isinstance(cell, Stack) else [(cell, carry)]
     letters: dict[str, list[Array]] = {"h": []}
@@ -94,13 +94,13 @@ def states_by_letter(cell: nnx.RNNCellBase, carry: Carry) -> dict[str, list[Arra
 
 
 def dropout_rate(rate: float) -> float:
-    """The rate, checked: a part of the whole."""
+    """The rate, checked."""
     if not 0 <= rate <= 1:
         raise ValueError(f"dropout is {rate}; it must be from 0 to 1, the fraction of units that are dropped")
     return rate
 
 
 def dropped(x: Float[Array, "..."], rate: float | Float[Array, ""], key: Array) -> Float[Array, "..."]:
-    """`x` with the fraction `rate` of its entries set to 0 and the rest divided by 1 − rate."""
+    """`x` with a fraction `rate` of its entries set to 0 and the others divided by 1 − rate."""
     kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(kept, x / jnp.where(rate < 1, 1.0 - rate, 1.0).astype(x.dtype), 0.0)

@@ -9,14 +9,14 @@ from jaxtyping import Array, Float, Int, Key
 
 
 class _Argument:
-    """What compiled functions take as an argument: the fields of the dataclass are the leaves of a pytree."""
+    """A dataclass whose fields are the leaves of a pytree, so that compiled functions take it as an argument."""
 
     def __init_subclass__(cls) -> None:
         jax.tree_util.register_pytree_node(cls, lambda t: (list(vars(t).values()), tuple(vars(t))), cls._copy)
 
     @classmethod
     def _copy(cls, names: tuple[str, ...], leaves: Any) -> Any:
-        """Not checked again: leaves may be anything while functions are traced."""
+        """Without the checks: leaves may be anything while a function is traced."""
         made = object.__new__(cls)
         vars(made).update(zip(names, leaves, strict=True))
         return made
@@ -24,9 +24,9 @@ class _Argument:
 
 @dataclass(frozen=True)
 class SegmentTruncation(_Argument):
-    """Regular truncation: the state that is carried over each `steps`-th step is a constant for the gradient.
+    """Regular truncation: no gradient passes from one segment of `steps` steps to the segment before.
 
-    That is what training does between one window and the next.
+    Training does the same between windows.
     """
 
     steps: int | Int[Array, ""]
@@ -36,7 +36,7 @@ class SegmentTruncation(_Argument):
             raise ValueError(f"steps is {self.steps}; a segment has at least 1")
 
     def passed(self, num_steps: int, *, reverse: bool = False) -> Float[Array, "T"]:
-        """What the gradient of the state that step t starts from is multiplied by; the segments start at step 0."""
+        """The factor on the gradient of the state before each step. Segments start at step 0."""
         boundary = jnp.arange(num_steps) + int(reverse)
         return jnp.where((boundary % self.steps == 0) & (boundary > 0) & (boundary < num_steps), 0.0, 1.0)
 
@@ -46,8 +46,8 @@ class SegmentTruncation(_Argument):
 class WindowTruncation:
     """The loss of step t differentiates through the steps t − steps + 1 to t; the state before them is a constant.
 
-    A step past the end of a sequence is none. In a stack the steps are those of all layers together. The gradient
-    takes `steps` times as long as that of the whole window. With `steps` = T, the loss of the last step still sends no
+    Steps past the end of a sequence do not count. In a stack a step is one of all layers together. The gradient takes
+    `steps` times as long as that of the whole window. With `steps` = T, the loss of the last step still sends no
     gradient to the initial carry; with `steps` > T, this is the full gradient.
     """
 
@@ -60,15 +60,15 @@ class WindowTruncation:
 
 @dataclass(frozen=True)
 class RandomizedTruncation(_Argument):
-    """The gradient that passes from step t to step t − 1 is multiplied by ξ_t ∈ {0, 1/π}, P(ξ_t = 1/π) = π.
+    """The gradient from step t to step t − 1 is multiplied by a random ξ_t ∈ {0, 1/π}, P(ξ_t = 1/π) = π.
 
-    Its mean is the whole gradient. All sequences and layers share the ξ_t, which `key` draws.
+    Its expectation is the full gradient. All sequences and layers share one ξ_t.
 
     Reference: Tallec, Ollivier, Unbiasing truncated backpropagation through time, 2017.
 
     Args:
       keep_probability: π, one for all steps or one for each, [T].
-      key: which draw.
+      key: draws ξ.
     """
 
     keep_probability: float | Float[Array, "*T"]
@@ -83,7 +83,7 @@ class RandomizedTruncation(_Argument):
                 raise ValueError(f"keep_probability is {self.keep_probability}; it must be above 0 and at most 1")
 
     def passed(self, num_steps: int, *, reverse: bool = False) -> Float[Array, "T"]:
-        """What the gradient of the state that step t starts from is multiplied by."""
+        """The factor on the gradient of the state before each step."""
         probability = jnp.broadcast_to(self.keep_probability, (num_steps,))
         scale = jnp.where(jax.random.bernoulli(self.key, probability), 1 / probability, 0.0)
         return scale.at[num_steps - 1 if reverse else 0].set(1.0)  # no step is before the first
@@ -93,7 +93,7 @@ Truncation = SegmentTruncation | WindowTruncation | RandomizedTruncation
 
 
 def scale_gradient(tree: Any, factor: Float[Array, ""]) -> Any:
-    """The same values, their gradient multiplied by `factor`."""
+    """The same values, with gradients multiplied by `factor`."""
 
     def scaled(x: jax.Array) -> jax.Array:
         constant = jax.lax.stop_gradient(x)

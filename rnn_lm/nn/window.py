@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from rnn_lm.nn.arrays import Carry, alike, divided_like, shifted
-from rnn_lm.nn.cell import Cell, are_ids, as_inputs, is_hoisted, overrides
+from rnn_lm.nn.cell import as_inputs, is_hoisted, overrides
 from rnn_lm.nn.controls import Controls, Masks, controls_of, enter, initial_carry, keep, where, without_padding
 from rnn_lm.nn.scan import Pieces, changing_leaves, projections
 from rnn_lm.nn.stack import Stack
@@ -26,20 +26,18 @@ def with_window_gradient(
     reverse: bool,
     key: Array | None,
 ) -> tuple[Carry, Array]:
-    """`values`, the carries and outputs of `unroll`, with the gradient in which loss t passes through `steps` steps."""
+    """`values`, the carries and outputs of `unroll`, with a gradient in which each loss goes back `steps` steps."""
     pieces = Pieces.of(stack)
     params = {i: leaf for i, leaf in enumerate(pieces.leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)}
     fixed = {i: leaf for i, leaf in enumerate(pieces.leaves) if i not in params}
     first, *_ = stack.cells
-    if isinstance(first, Cell):
-        inputs = as_inputs(first, carry[0], inputs, steps=1)
+    inputs, ids = as_inputs(first, carry[0], inputs, steps=1)
     if not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(carry)):
         raise ValueError("truncation: a WindowTruncation is for carries of floating-point numbers only")
     if changing_leaves(stack, carry, inputs[0]):
         raise ValueError("truncation: a WindowTruncation is not for cells that change their own state at each step")
     controls = controls_of(len(inputs), masks)
     inputs = without_padding(inputs, controls)
-    ids = are_ids(first, carry[0], inputs, steps=1)
     initial = None if masks.resets is None else initial_carry(stack, carry, inputs, ids)
     carry, initial = divided_like((carry, initial), inputs, values[1].ndim - 2)
     is_learned = masks.resets is not None and any(overrides(cell, "initialize_carry") for cell in stack.cells)
@@ -53,7 +51,7 @@ def with_window_gradient(
 
 
 def _dropout_factors(stack: Stack, carry: tuple, inputs: Array, key: Array) -> list[Array]:
-    """What dropout multiplies the inputs of the upper layers by."""
+    """The dropout masks of the upper layers' inputs."""
     factors, x = [], inputs[0]
     for layer, (below, state) in enumerate(zip(stack.cells[:-1], carry[:-1], strict=True), start=1):
         x = jax.eval_shape(below, state, x)[1]
@@ -63,17 +61,17 @@ def _dropout_factors(stack: Stack, carry: tuple, inputs: Array, key: Array) -> l
 
 @dataclass(frozen=True)
 class _Window:
-    """The scan back in time, with `steps` adjoints of the state side by side.
+    """The backward scan. It carries `steps` adjoints of the state, one for each age.
 
-    Age a holds that of the losses a steps later, moves up by one at each step, and is dropped when it has passed
-    through `steps` of them.
+    The adjoint of age a comes from the losses a steps later. Each step adds one to the age; after `steps` steps it is
+    dropped.
     """
 
     pieces: Pieces  # the stack, with shapes in place of its leaves
     steps: int
     reverse: bool
-    is_learned: bool  # whether the carry that a reset brings back has a gradient
-    is_hoisted: bool  # whether the first layer's part of the inputs is given
+    is_learned: bool  # whether the initial carry for resets has a gradient
+    is_hoisted: bool  # whether the inputs are projected already
 
     def step(
         self, params: Any, carry: tuple, x: Array, initial: Carry, fixed: Any, control: Controls, factors: list[Array]
@@ -109,7 +107,7 @@ class _Window:
             passed = jax.vmap(lambda *d: pull(d)[1])(d_new, d_outputs)
             d_shared_t, _, d_x = pull((jax.tree.map(_total, d_new), d_output))
             ages = jax.tree.map(_older, passed)
-            if "valid" in control:  # a step past the end is none
+            if "valid" in control:  # steps past the end do not count
                 ages = jax.tree.map(lambda a, b: where(control["valid"][None], a, b), ages, passed)
             return (ages, jax.tree.map(jnp.add, d_shared, d_shared_t)), d_x
 

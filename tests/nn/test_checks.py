@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from rnn_lm.mlp import MLPLM
-from rnn_lm.nn import cpu
+from rnn_lm.nn import native
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.recurrence import unroll
@@ -58,7 +58,7 @@ def test_a_parameter_of_another_shape_is_named_with_both(name, parameter, shape)
             run(make_inputs())
 
 
-@pytest.mark.skipif(not cpu.is_available(), reason="no C++ compiler here, or RNN_LM_NATIVE=0")
+@pytest.mark.skipif(not native.is_available(), reason="no C++ compiler here, or RNN_LM_NATIVE=0")
 @pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("target", ["rnn_lm_forward", "rnn_lm_backward"])
 def test_the_machine_code_checks_its_dimensions_itself(target, place):
