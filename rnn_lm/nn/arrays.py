@@ -11,7 +11,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-Carry: TypeAlias = Any  # the state carried from step to step: a pytree of arrays
+Tree: TypeAlias = Any  # a pytree of arrays
+Carry: TypeAlias = Tree  # the state carried from step to step
 
 
 def product(x: Float[Array, "*batch K"], w: Float[Array, "K N"], dtype: Dtype | None) -> Float[Array, "*batch N"]:
@@ -81,14 +82,14 @@ def along_last(x: Float[Array, "N"], like: Array) -> Float[Array, "*ones N"]:
     return lax.expand_dims(x, range(like.ndim - x.ndim))
 
 
-def alike(tree: Any) -> Any:
+def alike(tree: Tree) -> Tree:
     """The same arrays, all varying over the same axes of a `jax.shard_map`; unchanged outside of one.
 
     `custom_vjp` and scans refuse a mix of replicated and varying arguments, and results of foreign code count as
     replicated.
     """
 
-    def varying(x: Any) -> frozenset[str]:
+    def varying(x: Array) -> frozenset[str]:
         kind = jax.typeof(x)
         return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
 
@@ -110,7 +111,7 @@ def rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Tree) -> dict[str, Array]:
     """Every array by its path, such as `params.cell.w_hh`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)

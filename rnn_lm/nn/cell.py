@@ -9,6 +9,7 @@ units, V vocabulary, G gates.
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, TypeAlias, TypedDict, TypeVar
 
@@ -25,6 +26,8 @@ from rnn_lm.nn.initializers import glorot, orthogonal, zeros
 AnyClass = TypeVar("AnyClass", bound=type)
 State: TypeAlias = Float[Array, "*batch H"]
 Gates: TypeAlias = Float[Array, "*batch GH"]
+Draws: TypeAlias = nnx.Rngs | Callable[[], Array] | None
+OptionalParam: TypeAlias = Any  # nnx.Param | None: whoever reads it knows that it is there
 
 
 class CellOptions(TypedDict, total=False):
@@ -75,8 +78,8 @@ class Cell(nnx.RNNCellBase):
 
     num_gates: ClassVar[int]
     # With layer normalisation, the learned scales of both products, [G·H].
-    scale_x: nnx.Param[Array] | None = None
-    scale_h: nnx.Param[Array] | None = None
+    scale_x: OptionalParam = None
+    scale_h: OptionalParam = None
 
     def __init__(
         self,
@@ -154,7 +157,10 @@ class Cell(nnx.RNNCellBase):
         return carry, self.output(carry)
 
     def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
+        self,
+        input_shape: tuple[int, ...],
+        rngs: Draws = None,
+        carry_init: Initializer | None = None,
     ) -> Carry:
         """The state before the first step, `[..., H]` for inputs `[..., D]`: zeros, or drawn by `carry_init`."""
         shape = (*input_shape[:-1], self.hidden_features)

@@ -1,6 +1,6 @@
 """The three recurrent cells. Each is one time step, written as its equations."""
 
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from rnn_lm.nn.activations import ACTIVATIONS, activated, sigmoid, standardized
 from rnn_lm.nn.arrays import along_last
-from rnn_lm.nn.cell import Cell, CellOptions, Gates, State
+from rnn_lm.nn.cell import Cell, CellOptions, Draws, Gates, OptionalParam, State
 from rnn_lm.nn.registry import register_cell
 
 
@@ -83,7 +83,7 @@ class GRUCell(Cell):
             raise ValueError("layer_norm goes with the reset after the product only; set reset_after=True")
         super().__init__(in_features, hidden_features, rngs=rngs, **options)
         self.reset_after = reset_after
-        self.b_hn: Any = nnx.Param(jnp.zeros((hidden_features,), self.param_dtype)) if reset_after else None
+        self.b_hn: OptionalParam = nnx.Param(jnp.zeros((hidden_features,), self.param_dtype)) if reset_after else None
         if layer_norm:
             self._add_layer_norm()
 
@@ -145,8 +145,8 @@ class LSTMCell(Cell):
         super().__init__(in_features, hidden_features, rngs=rngs, **options)
         b_f = slice(hidden_features, 2 * hidden_features)
         self.b_h[...] = self.b_h[...].at[b_f].add(forget_bias)
-        self.scale_c: Any = nnx.Param(jnp.ones((hidden_features,), self.param_dtype)) if layer_norm else None
-        self.b_c: Any = nnx.Param(jnp.zeros((hidden_features,), self.param_dtype)) if layer_norm else None
+        self.scale_c: OptionalParam = nnx.Param(jnp.ones((hidden_features,), self.param_dtype)) if layer_norm else None
+        self.b_c: OptionalParam = nnx.Param(jnp.zeros((hidden_features,), self.param_dtype)) if layer_norm else None
         if layer_norm:
             self._add_layer_norm()
 
@@ -166,7 +166,10 @@ class LSTMCell(Cell):
         return carry[1]
 
     def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
+        self,
+        input_shape: tuple[int, ...],
+        rngs: Draws = None,
+        carry_init: Initializer | None = None,
     ) -> LSTMState:
         """The state before the first step: zeros, or drawn by `carry_init`."""
         # Two arrays, not one twice: a buffer cannot be donated twice.

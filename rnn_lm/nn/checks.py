@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import Carry
+from rnn_lm.nn.arrays import Carry, Tree
 from rnn_lm.nn.cell import Cell, are_ids, overrides
 from rnn_lm.nn.cells import GRUCell, LSTMCell
 from rnn_lm.nn.controls import Masks
 from rnn_lm.nn.truncation import WindowTruncation
 
 
-def check_options(truncation: Any, backward: Any, remat: Any, windowed: bool) -> None:
+def check_options(truncation: object, backward: object, remat: object, windowed: bool) -> None:
     if not (truncation is None or isinstance(truncation, WindowTruncation) or hasattr(truncation, "passed")):
         raise TypeError(f"truncation: expected None, or one of rnn_lm's truncations; got {truncation!r}")
     if backward not in ("fused", "autodiff"):
@@ -26,7 +26,7 @@ def check_options(truncation: Any, backward: Any, remat: Any, windowed: bool) ->
         raise ValueError("truncation: a WindowTruncation has a gradient of its own; leave out remat and backward")
 
 
-def check_values(cell: nnx.RNNCellBase, carry: Carry, inputs: Any, lengths: Any) -> None:
+def check_values(cell: nnx.RNNCellBase, carry: Carry, inputs: Array, lengths: Array | None) -> None:
     """Raises ValueError if ids or lengths are out of range, unless they are traced."""
     num_ids = getattr(cell, "in_features", None)
     if num_ids is not None and isinstance(cell, Cell) and inputs.ndim and are_ids(cell, carry, inputs, steps=1):
@@ -86,7 +86,7 @@ def check_parameters(cell: Cell) -> None:
             raise ValueError(f"{name}: expected {letters} = {list(shape)}; got {list(parameter.shape)}")
 
 
-def described(tree: Any) -> str:
+def described(tree: Tree) -> str:
     """Dtypes and shapes, such as "LSTMState(c=float32 [2, 3], h=float32 [2, 3])"."""
     if hasattr(tree, "shape"):
         return f"{tree.dtype} {list(tree.shape)}"
@@ -97,7 +97,7 @@ def described(tree: Any) -> str:
     return type(tree).__name__
 
 
-def _kinds(carry: Carry) -> Any:
+def _kinds(carry: Carry) -> list:
     """Shapes and dtypes, whatever kind of tuple they are in."""
     return [(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else type(leaf) for leaf in jax.tree.leaves(carry)]
 

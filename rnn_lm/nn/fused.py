@@ -6,23 +6,23 @@ It serves every cell whose step is `gates` of one product `h w_hh`. The backward
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array
 
 from rnn_lm.nn import native
-from rnn_lm.nn.arrays import Carry, product, shifted, summed_product
-from rnn_lm.nn.cell import is_hoisted, overrides
+from rnn_lm.nn.arrays import Carry, Tree, product, shifted, summed_product
+from rnn_lm.nn.cell import Cell, is_hoisted, overrides
 from rnn_lm.nn.cells import GRUCell
 from rnn_lm.nn.controls import Controls, enter, keep
-from rnn_lm.nn.scan import Pieces, changing_leaves, projections
+from rnn_lm.nn.scan import Leaves, Pieces, changing_leaves, projections
 
 
-def is_fused(cell: Any, carry: Carry, inputs: Array) -> bool:
+def is_fused(cell: nnx.RNNCellBase, carry: Carry, inputs: Array) -> bool:
     """Whether a cell fits: its step must be `gates` of one product, and its carry differentiable."""
     return (
         is_hoisted(cell)
@@ -34,7 +34,7 @@ def is_fused(cell: Any, carry: Carry, inputs: Array) -> bool:
 
 
 def fused_scan(
-    cell: Any, initial: Carry, carry: Carry, inputs: Array, controls: Controls, reverse: bool
+    cell: Cell, initial: Carry, carry: Carry, inputs: Array, controls: Controls, reverse: bool
 ) -> tuple[Carry, Carry, Array]:
     """Returns the last carry, all carries and all outputs."""
     pieces, projected = Pieces.of(cell), projections(cell, inputs)
@@ -48,7 +48,7 @@ def fused_scan(
     arguments, others = (small, cell.w_hh[...], carry, projected), (initial, fixed, controls)
     if not controls and native.is_for(cell, arguments):
 
-        def on_cpu(*arguments: Any) -> tuple[Carry, Carry]:
+        def on_cpu(*arguments: Tree) -> tuple[Carry, Carry]:
             carries = native.accelerated(lambda *a: scan.values(*a, *others)[1], cell, reverse)(*arguments)
             return jax.tree.map(lambda a: a[0 if reverse else -1], carries), carries
 
@@ -73,16 +73,16 @@ class _Scan:
     reverse: bool
     is_learned: bool  # whether the initial carry for resets has a gradient
 
-    def values(self, *arguments: Any) -> tuple[Carry, Carry]:
+    def values(self, *arguments: Tree) -> tuple[Carry, Carry]:
         """The last carry and all carries."""
         last, (carries, _) = self._scan(False, *arguments)
         return last, carries
 
-    def forward(self, *arguments: Any) -> tuple[tuple[Carry, Carry], tuple]:
+    def forward(self, *arguments: Tree) -> tuple[tuple[Carry, Carry], tuple]:
         last, (carries, recurrent) = self._scan(True, *arguments)
         return (last, carries), (*arguments, carries, recurrent)
 
-    def _scan(self, saving: bool, *arguments: Any) -> tuple[Carry, tuple[Carry, Array | None]]:
+    def _scan(self, saving: bool, *arguments: Tree) -> tuple[Carry, tuple[Carry, Array | None]]:
         small, w_hh, carry, projected, initial, fixed, controls = arguments
 
         def step(carry: Carry, inputs: tuple[Array, Controls]) -> tuple[Carry, tuple[Carry, Array | None]]:
@@ -95,7 +95,7 @@ class _Scan:
         return lax.scan(step, carry, (projected, controls), reverse=self.reverse)
 
     def _finish(
-        self, read: Any, carry: Carry, entered: Carry, projected: Array, recurrent: Array, control: Controls
+        self, read: Leaves, carry: Carry, entered: Carry, projected: Array, recurrent: Array, control: Controls
     ) -> Carry:
         return keep(self.pieces.cell(read).gates(entered, projected, recurrent), carry, control)
 
@@ -105,7 +105,7 @@ class _Scan:
         befores = jax.tree.map(partial(shifted, reverse=self.reverse), carry, carries)
         learned = initial if self.is_learned else None
 
-        def step(state: tuple[Carry, Any, Carry], inputs: tuple) -> tuple[Any, tuple[Array, ...]]:
+        def step(state: tuple[Carry, Leaves, Carry], inputs: tuple) -> tuple[tuple, tuple[Array, ...]]:
             d_new, *at_step = inputs
             d_new = jax.tree.map(jnp.add, state[0], d_new)
             d_carry, d_small, d_learned, adjoints = self._step_back(small, w_hh, initial, fixed, d_new, *at_step)
@@ -127,21 +127,21 @@ class _Scan:
 
     def _step_back(
         self,
-        small: dict[int, Array],
+        small: Leaves,
         w_hh: Array,
         initial: Carry,
-        fixed: dict[int, Array],
+        fixed: Leaves,
         d_new: Carry,
         before: Carry,
         projected: Array,
         recurrent: Array,
         control: Controls,
-    ) -> tuple[Carry, tuple[Any, Any], Carry, tuple[Array, ...]]:
+    ) -> tuple[Carry, tuple[Leaves, Leaves], Carry, tuple[Array, ...]]:
         """One step back: given d_new, the adjoints of the old carry, `small`, `initial` and the products."""
         learned = initial if self.is_learned else None
         entered, leave = jax.vjp(lambda c, i: enter(c, control, i if self.is_learned else initial), before, learned)
 
-        def of_gates(small: Any, before: Carry, entered: Carry, projected: Array, recurrent: Array) -> Carry:
+        def of_gates(small: Leaves, before: Carry, entered: Carry, projected: Array, recurrent: Array) -> Carry:
             return self._finish(small | fixed, before, entered, projected, recurrent, control)
 
         _, pull = jax.vjp(of_gates, small, before, entered, projected, recurrent)
@@ -157,7 +157,7 @@ class _Scan:
 def _read_leaves(pieces: Pieces, carry: Carry, x_t: Array) -> list[int]:
     """The positions of the leaves that `gates` and `output` read."""
 
-    def reading(leaves: list[Array], carry: Carry, x_t: Array) -> Any:
+    def reading(leaves: list[Array], carry: Carry, x_t: Array) -> tuple[Carry, Array]:
         cell = pieces.cell(dict(enumerate(leaves)))
         return cell.gates(carry, x_t, x_t), cell.output(carry)
 

@@ -12,8 +12,8 @@ from flax.nnx import initializers
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Bool, Float, Int
 
-from rnn_lm.nn.arrays import Carry, rows_of
-from rnn_lm.nn.cell import show_signature
+from rnn_lm.nn.arrays import Carry, Tree, rows_of
+from rnn_lm.nn.cell import OptionalParam, show_signature
 from rnn_lm.nn.initializers import glorot, orthogonal, zeros
 from rnn_lm.nn.output import cross_entropy, masked_mean, output_layer
 from rnn_lm.nn.recurrence import unroll
@@ -45,25 +45,25 @@ class LanguageModel(nnx.Module):
     @abstractmethod
     def hidden(
         self, carry: Carry, tokens: Int[Array, "T B"], *, key: Array | None = None, return_carries: bool = False
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Carry, Tree]:
         """Token ids → the carry after the last (or after each, stacked), and the output layer's input."""
 
     @abstractmethod
-    def logits(self, h: Any) -> Float[Array, "*batch V"]:
+    def logits(self, h: Tree) -> Float[Array, "*batch V"]:
         """The output layer: the logits of the next token."""
 
     @jax.named_scope("output_layer")
-    def nll(self, h: Any, labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    def nll(self, h: Tree, labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
         """−ln P of each label, in nats."""
         return cross_entropy(self.logits(h), labels)
 
     def mean_nll(
-        self, h: Any, labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"] | None = None
+        self, h: Tree, labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"] | None = None
     ) -> Float[Array, ""]:
         """The training loss: the mean of `nll` where the mask is True (None: everywhere)."""
         return masked_mean(self.nll(h, labels), mask)
 
-    def objective(self, h: Any, labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"]) -> Float[Array, ""]:
+    def objective(self, h: Tree, labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"]) -> Float[Array, ""]:
         """The loss of dynamic evaluation."""
         return self.mean_nll(h, labels, mask)
 
@@ -131,13 +131,15 @@ class NeuralLM(LanguageModel):
             raise ValueError(f"a tied embedding has hidden_features = {hidden_features} entries; embed_dim={embed_dim}")
         self.dropout, self.dtype, self.param_dtype = dropout_rate(dropout), dtype, param_dtype
         spread = hidden_features**-0.5 if tie else 1.0  # so that the first logits are of the order of 1
-        self.embedding: Any = (
+        self.embedding: OptionalParam = (
             nnx.Param(initializers.normal(spread)(rngs.params(), (vocab_size, embed_dim), param_dtype))
             if embed_dim
             else None
         )
         add_body(embed_dim or vocab_size)
-        self.w_hq: Any = None if tie else nnx.Param(glorot(rngs.params(), (hidden_features, vocab_size), param_dtype))
+        self.w_hq: OptionalParam = (
+            None if tie else nnx.Param(glorot(rngs.params(), (hidden_features, vocab_size), param_dtype))
+        )
         self.b_q = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
 
     @property

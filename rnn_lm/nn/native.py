@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from rnn_lm.nn.arrays import Tree
 from rnn_lm.nn.cell import Cell
 
 cpu: Any
@@ -22,7 +23,7 @@ def is_available() -> bool:
     return cpu is not None and cpu.is_available()
 
 
-def is_for(cell: Cell, arguments: tuple[Any, ...]) -> bool:
+def is_for(cell: Cell, arguments: tuple[Tree, ...]) -> bool:
     """Whether machine code runs this cell on these arguments of `accelerated`."""
     return cpu is not None and cpu.is_for(cell, arguments)
 

@@ -194,7 +194,7 @@ def _layer(
             raise ValueError("remat: the cell changes its own state at each step, which cannot be computed again")
         graphdef, state = nnx.split(cell)
 
-        def run(state: Any, carry: Carry, inputs: Array, controls: Controls) -> tuple[Carry, Carry, Array]:
+        def run(state: nnx.State, carry: Carry, inputs: Array, controls: Controls) -> tuple[Carry, Carry, Array]:
             return way(nnx.merge(graphdef, state), initial, carry, inputs, controls, options.reverse)
 
         block = math.isqrt(len(inputs) - 1) + 1 if options.remat == "sqrt" else options.remat

@@ -1,6 +1,6 @@
 """The chapter's recurrence: a cell under `jax.lax.scan`, differentiated by JAX. Also a scan in blocks of steps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +9,15 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import Carry
-from rnn_lm.nn.cell import is_hoisted, overrides
+from rnn_lm.nn.arrays import Carry, Tree
+from rnn_lm.nn.cell import Cell, is_hoisted, overrides
 from rnn_lm.nn.controls import Controls, enter, keep
 
 # The signature of each way to unroll. It returns the last carry, all carries and all outputs.
-Way = Callable[[Any, Any, Any, Array, Controls, bool], tuple[Carry, Carry, Array]]
+Way = Callable[[Any, Carry, Carry, Array, Controls, bool], tuple[Carry, Carry, Array]]
+
+
+Leaves = dict[int, Array]  # some leaves of a cell's state, by position
 
 
 class Pieces(NamedTuple):
@@ -34,7 +37,7 @@ class Pieces(NamedTuple):
         """The same with shapes for arrays, so that differentiated functions may close over it."""
         return self._replace(leaves=[jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves])
 
-    def cell(self, leaves: Mapping[int, Array]) -> Any:
+    def cell(self, leaves: Leaves) -> Any:
         """The cell with some leaves replaced, by position."""
         state = jax.tree.unflatten(self.tree, [leaves.get(i, leaf) for i, leaf in enumerate(self.leaves)])
         return nnx.merge(self.graphdef, state)
@@ -47,7 +50,7 @@ def plain_scan(
     pieces, changing = Pieces.of(cell), changing_leaves(cell, carry, inputs[0])
     hoisted = is_hoisted(cell) and not changing
 
-    def step(state: tuple[Carry, list[Array]], xs: tuple[Array, Controls]) -> tuple[Any, tuple[Carry, Array]]:
+    def step(state: tuple[Carry, list[Array]], xs: tuple[Array, Controls]) -> tuple[tuple, tuple[Carry, Array]]:
         (carry, changed), (x, control) = state, xs
         entered = enter(carry, control, initial)
         if hoisted:
@@ -69,7 +72,7 @@ def plain_scan(
 
 
 @jax.named_scope("projection")
-def projections(cell: Any, inputs: Array) -> Array:
+def projections(cell: Cell, inputs: Array) -> Array:
     """`project` for all time steps at once. A user's own `project` sees one step at a time, as in a loop."""
     return (
         jax.vmap(cell.project)(inputs) if overrides(cell, "project", "product", "_normalized") else cell.project(inputs)
@@ -83,7 +86,7 @@ def changing_leaves(cell: nnx.RNNCellBase, carry: Carry, x: Array) -> list[int]:
     graphdef, state = nnx.split(cell)
     changing: list[int] = []
 
-    def step(state: Any, carry: Carry, x: Array) -> None:
+    def step(state: nnx.State, carry: Carry, x: Array) -> None:
         before, copy = jax.tree.leaves(state), nnx.merge(graphdef, state)
         copy(carry, x)
         changing[:] = changed_leaves(before, copy)
@@ -101,7 +104,7 @@ def changed_leaves(before: list[Array], cell: nnx.RNNCellBase) -> dict[int, Arra
 def in_blocks(
     run: Callable[..., tuple[Carry, Carry, Array]],
     block: int,
-    params: Any,
+    params: Tree,
     carry: Carry,
     inputs: Array,
     controls: Controls,
@@ -114,15 +117,15 @@ def in_blocks(
     first = jax.tree.map(lambda a: a[:whole].reshape(blocks, block, *a.shape[1:]), (inputs, controls))
     rest = jax.tree.map(lambda a: a[whole:], (inputs, controls))
 
-    def of_whole_blocks(carry: Carry) -> tuple[Any, Any]:
-        def step(carry: Carry, xs: Any) -> tuple[Any, Any]:
+    def of_whole_blocks(carry: Carry) -> tuple[Carry, Tree]:
+        def step(carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
             last, carries, outputs = run(params, carry, *xs)
             return last, (carries, outputs)
 
         last, ys = lax.scan(step, carry, first, reverse=reverse)
         return last, jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys)
 
-    def of_the_rest(carry: Carry) -> tuple[Any, Any]:
+    def of_the_rest(carry: Carry) -> tuple[Carry, Tree]:
         last, carries, outputs = run(params, carry, *rest)
         return last, (carries, outputs)
 

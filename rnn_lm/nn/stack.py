@@ -10,7 +10,7 @@ from flax.typing import Initializer
 from jaxtyping import Array, Float
 
 from rnn_lm.nn.arrays import Carry
-from rnn_lm.nn.cell import show_signature
+from rnn_lm.nn.cell import Draws, show_signature
 from rnn_lm.nn.cells import LSTMCell, LSTMState
 
 
@@ -31,17 +31,17 @@ class Stack(nnx.RNNCellBase):
         self.cells: Any = nnx.List(cells)
         self.dropout = dropout_rate(dropout)
 
-    def __call__(self, carry: tuple[Any, ...], inputs: Array) -> tuple[tuple[Any, ...], Array]:
+    def __call__(self, carry: tuple[Carry, ...], inputs: Array) -> tuple[tuple[Carry, ...], Array]:
         """One step of the `nnx.RNNCellBase` protocol, without this stack's own dropout."""
         return self.run_layers(lambda cell, carry, inputs: cell(carry, inputs), carry, inputs)
 
     def run_layers(
         self,
-        run: Callable[[Any, Any, Array], tuple[Carry, Array]],
-        carry: tuple[Any, ...],
+        run: Callable[[nnx.RNNCellBase, Carry, Array], tuple[Carry, Array]],
+        carry: tuple[Carry, ...],
         inputs: Array,
         key: Array | None = None,
-    ) -> tuple[tuple[Any, ...], Array]:
+    ) -> tuple[tuple[Carry, ...], Array]:
         """Calls `run(cell, carry, inputs) -> (carry, outputs)` from bottom to top; a key enables dropout."""
         carries, outputs = [], inputs
         for layer, (cell, layer_carry) in enumerate(zip(self.cells, carry, strict=True)):
@@ -51,7 +51,7 @@ class Stack(nnx.RNNCellBase):
             carries.append(layer_carry)
         return tuple(carries), outputs
 
-    def output(self, carry: tuple[Any, ...]) -> Array:
+    def output(self, carry: tuple[Carry, ...]) -> Array:
         """The stack's output for a carry: the top layer's h."""
         return self.cells[-1].output(carry[-1])
 
@@ -60,7 +60,10 @@ class Stack(nnx.RNNCellBase):
         return dropped(x, self.dropout, jax.random.fold_in(key, layer))
 
     def initialize_carry(
-        self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Initializer | None = None
+        self,
+        input_shape: tuple[int, ...],
+        rngs: Draws = None,
+        carry_init: Initializer | None = None,
     ) -> tuple[Carry, ...]:
         """Each layer's state before the first step."""
         shapes = [input_shape] + [(*input_shape[:-1], cell.hidden_features) for cell in self.cells[:-1]]

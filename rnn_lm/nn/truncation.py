@@ -1,11 +1,13 @@
 """Truncated backpropagation through time: where the gradient stops inside a window. Forward values never change."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
+
+from rnn_lm.nn.arrays import Tree
 
 
 class _Argument:
@@ -15,7 +17,7 @@ class _Argument:
         jax.tree_util.register_pytree_node(cls, lambda t: (list(vars(t).values()), tuple(vars(t))), cls._copy)
 
     @classmethod
-    def _copy(cls, names: tuple[str, ...], leaves: Any) -> Any:
+    def _copy(cls, names: tuple[str, ...], leaves: Sequence[Tree]) -> "_Argument":
         """Without the checks: leaves may be anything while a function is traced."""
         made = object.__new__(cls)
         vars(made).update(zip(names, leaves, strict=True))
@@ -92,7 +94,7 @@ class RandomizedTruncation(_Argument):
 Truncation = SegmentTruncation | WindowTruncation | RandomizedTruncation
 
 
-def scale_gradient(tree: Any, factor: Float[Array, ""]) -> Any:
+def scale_gradient(tree: Tree, factor: Float[Array, ""]) -> Tree:
     """The same values, with gradients multiplied by `factor`."""
 
     def scaled(x: jax.Array) -> jax.Array:

@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import Carry, alike, divided_like, shifted
+from rnn_lm.nn.arrays import Carry, Tree, alike, divided_like, shifted
 from rnn_lm.nn.cell import as_inputs, is_hoisted, overrides
 from rnn_lm.nn.controls import Controls, Masks, controls_of, enter, initial_carry, keep, where, without_padding
-from rnn_lm.nn.scan import Pieces, changing_leaves, projections
+from rnn_lm.nn.scan import Leaves, Pieces, changing_leaves, projections
 from rnn_lm.nn.stack import Stack
 
 
@@ -74,7 +73,14 @@ class _Window:
     is_hoisted: bool  # whether the inputs are projected already
 
     def step(
-        self, params: Any, carry: tuple, x: Array, initial: Carry, fixed: Any, control: Controls, factors: list[Array]
+        self,
+        params: Leaves,
+        carry: tuple,
+        x: Array,
+        initial: Carry,
+        fixed: Leaves,
+        control: Controls,
+        factors: list[Array],
     ) -> tuple[tuple, Array]:
         """All layers at one time step."""
         news = []
@@ -93,13 +99,13 @@ class _Window:
         befores = jax.tree.map(partial(shifted, reverse=self.reverse), carry, carries)
         learned = initial if self.is_learned else None
 
-        def back(state: tuple[Any, Any], inputs: tuple) -> tuple[tuple[Any, Any], Array]:
+        def back(state: tuple[Tree, Tree], inputs: tuple) -> tuple[tuple[Tree, Tree], Array]:
             ages, d_shared = state
             (d_new, d_output), before, x, control, factors = inputs
             d_new = jax.tree.map(lambda ages, d: jnp.concatenate([ages[:1] + d[None], ages[1:]]), ages, d_new)
             d_outputs = jnp.concatenate([d_output[None], _ages_of(d_output, self.steps - 1)])
 
-            def here(shared: tuple[Any, Carry], before: Carry, x: Array) -> Any:
+            def here(shared: tuple[Leaves, Carry], before: Carry, x: Array) -> tuple[tuple, Array]:
                 params, learned = shared
                 return self.step(params, before, x, learned if self.is_learned else initial, fixed, control, factors)
 

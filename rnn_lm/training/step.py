@@ -6,7 +6,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,9 @@ class Means:
         return Means({name: mean + (values[name] - mean) / steps for name, mean in self.values.items()}, steps)
 
 
+Report: TypeAlias = Mapping[str, Any]  # what the log needs: step, means, finite, learning_rate
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
@@ -76,13 +79,13 @@ def train_steps(
     *,
     program: Program,
     members: Members = Members(1),  # noqa: B008 — a frozen value
-) -> tuple[TrainState, Mapping[str, Any]]:
+) -> tuple[TrainState, Report]:
     """Takes steps until number `until`, or until a loss is not finite. Also returns a copy of what the log needs.
 
     Several members, each with its state and numbers, stop each for itself; one that is at `until` already does nothing.
     """
 
-    def train(state: TrainState, numbers: Numbers) -> tuple[TrainState, Mapping[str, Any]]:
+    def train(state: TrainState, numbers: Numbers) -> tuple[TrainState, Report]:
         step = partial(one_step, replace(batches, seed=numbers.seed), numbers, program)
         state = jax.lax.while_loop(lambda s: (s.step < until) & s.finite, step, state)
         last_rate = learning_rate(program.optimizer_schedule, numbers, state.step - 1)

@@ -9,7 +9,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import alike
+from rnn_lm.nn.arrays import Tree, alike
 from rnn_lm.nn.cpu.library import is_available
 
 _choice = Primitive("rnn_lm_machine_code")
@@ -22,7 +22,7 @@ def machine_code(fast: Callable, slow: Callable) -> Callable:
     Where it is to be mapped or differentiated, `slow` stands in for it too.
     """
 
-    def chosen(*arguments: Any) -> Any:
+    def chosen(*arguments: Tree) -> Tree:
         flat, tree = jax.tree.flatten(arguments)
         kinds, made_tree = jax.tree.flatten(jax.eval_shape(fast, *arguments))
 
@@ -36,7 +36,7 @@ def machine_code(fast: Callable, slow: Callable) -> Callable:
     mapped = jax.custom_batching.custom_vmap(chosen)
 
     @mapped.def_vmap
-    def _(size: int, is_mapped: Any, *arguments: Any) -> tuple[Any, Any]:
+    def _(size: int, is_mapped: Tree, *arguments: Tree) -> tuple[Tree, Tree]:
         axes = jax.tree.map(lambda mapped: 0 if mapped else None, is_mapped)
         made = jax.vmap(slow, axes, axis_size=size)(*arguments)
         return made, jax.tree.map(lambda _: True, made)
@@ -44,7 +44,7 @@ def machine_code(fast: Callable, slow: Callable) -> Callable:
     function = jax.custom_jvp(mapped)
 
     @function.defjvp
-    def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    def _(primals: tuple, tangents: tuple) -> tuple[Tree, Tree]:
         return function(*primals), jax.jvp(slow, primals, tangents)[1]
 
     return function

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import alike, is_sharded, rows, shifted
+from rnn_lm.nn.arrays import Carry, Tree, alike, is_sharded, rows, shifted
 from rnn_lm.nn.cell import Cell, overrides
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.cpu.choice import machine_code
@@ -18,7 +18,7 @@ from rnn_lm.nn.cpu.library import is_wanted
 NUMBERS = {"tanh": 0, "relu": 1, "identity": 2, GRUCell: 3, LSTMCell: 4}
 
 
-def is_for(cell: Cell, arguments: tuple[Any, Array, Any, Array]) -> bool:
+def is_for(cell: Cell, arguments: tuple[Tree, Array, Carry, Array]) -> bool:
     """Whether the machine code runs this cell: plain, in float32, with one batch axis and more than one step.
 
     Shapes are taken for checked.
@@ -46,24 +46,24 @@ def accelerated(reference: Callable, cell: Cell, reverse: bool) -> Callable:
         made = jax.ffi.ffi_call(name, kinds)(*arguments, cell=number, reverse=reverse)
         return alike((made, arguments))[0]
 
-    def h_and_c(carry: Any) -> tuple[Array, Array]:
+    def h_and_c(carry: Carry) -> tuple[Array, Array]:
         return (carry[1], carry[0]) if is_lstm else (carry, jnp.zeros((0,), jnp.float32))
 
-    def carry_of(h: Array, c: Array, like: Any) -> Any:
+    def carry_of(h: Array, c: Array, like: Carry) -> Carry:
         return jax.tree.unflatten(jax.tree.structure(like), [c, h] if is_lstm else [h])
 
     def saved_shape(projected: Array) -> tuple[int, ...]:
         """Of what the way back needs to know of the gates."""
         return (*projected.shape[:2], 4 * hidden_features if is_lstm or is_gru else 0)
 
-    def forward(small: Any, w_hh: Array, carry: Any, projected: Array, *, saving: bool) -> tuple[Any, Array]:
+    def forward(small: Tree, w_hh: Array, carry: Carry, projected: Array, *, saving: bool) -> tuple[Carry, Array]:
         states = (*projected.shape[:2], hidden_features)
         results = [states, states if is_lstm else (0,), saved_shape(projected) if saving else (0,)]
         [b_hn] = small.values() if is_gru else [jnp.zeros((0,), jnp.float32)]
         hs, cs, saved = call("rnn_lm_forward", projected, w_hh, *h_and_c(carry), b_hn, results=results)
         return carry_of(hs, cs, carry), saved
 
-    def gradient(primals: tuple, carries: Any, saved: Array, d_carries: Any) -> tuple:
+    def gradient(primals: tuple, carries: Carry, saved: Array, d_carries: Carry) -> tuple:
         small, w_hh, carry, projected = primals
         (h0, c0), (hs, cs) = h_and_c(carry), h_and_c(carries)
         results = [projected.shape, projected.shape if is_gru else (0,), h0.shape, c0.shape]
@@ -84,7 +84,7 @@ def accelerated(reference: Callable, cell: Cell, reverse: bool) -> Callable:
         gradient, lambda primals, carries, saved, d_carries: jax.vjp(reference, *primals)[1](d_carries)
     )
 
-    def save(*primals: Any) -> tuple[Any, tuple]:
+    def save(*primals: Tree) -> tuple[Carry, tuple]:
         carries, saved = values_and_saved(*primals)
         return carries, (primals, carries, saved)
 
