@@ -1,4 +1,4 @@
-"""The one command: `python run.py --config=FILE` trains, `python run.py --help` tells the rest."""
+"""The one command: `python run.py --config=FILE` trains, `python run.py --help` lists the rest."""
 
 from rnn_lm.__main__ import main
 

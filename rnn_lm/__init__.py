@@ -1,8 +1,7 @@
 """Recurrent neural network language models in JAX and Flax.
 
-Shapes in the whole package: T time steps, B batch, D inputs, H hidden units, V vocabulary, G gates.
-What stands in the table below is loaded when it is first used, so `import rnn_lm` costs nothing. Type checkers read the
-imports instead; a test compares the lists.
+Shapes: T time steps, B batch, D inputs, H hidden units, V vocabulary, G gates.
+Names are imported on first use, so `import rnn_lm` is fast. Type checkers read the imports below.
 """
 
 import importlib
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from rnn_lm.sweeps.sweep import sweep as sweep
     from rnn_lm.training.train import train as train
 
-STARTED = time.perf_counter()  # as near to the start of the process as we can see
+STARTED = time.perf_counter()  # close to the start of the process
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -69,7 +68,7 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 
-if not TYPE_CHECKING:  # or every name would be one to checkers
+if not TYPE_CHECKING:  # or checkers would accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:

@@ -1,4 +1,4 @@
-"""Where a command starts: signals first, everything else after."""
+"""Entry point: handles signals before the slow imports."""
 
 import sys
 
@@ -6,7 +6,7 @@ from rnn_lm.interrupts import exit_on_signals
 
 
 def main() -> None:
-    """Runs the command that the arguments of the process name."""
+    """Runs the command line of this process."""
     exit_on_signals()
     from rnn_lm.commands import main
 

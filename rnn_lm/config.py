@@ -1,20 +1,20 @@
-"""Configs: made from the table of fields or read from a file, changed field by field, and checked. No jax here."""
+"""Configs: defaults, config files, setting a field, and checks. Does not import jax."""
 
 import math
 import runpy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from rnn_lm.errors import UserError, unknown_name
-from rnn_lm.fields import FIELDS, MAX_FLOAT, MAX_INT, Field, get_field, parent_of
+from rnn_lm.fields import FIELDS, MAX_FLOAT, MAX_INT, get_field, parent_of
 from rnn_lm.nn.registry import CELLS, OPTIONAL, cell_class, takes
 
 
-def default_config() -> Any:  # a ConfigDict; pyright takes its fields for values that have none
-    """A complete config, locked: what an experiment starts from. `FIELDS` says what each field means."""
+def default_config() -> Any:  # a ConfigDict, whose fields pyright does not know
+    """A locked config with the default of every field of `FIELDS`."""
     config = ConfigDict()
     for name, field in FIELDS.items():
         parent_of(config, name, create=True)[name.rpartition(".")[2]] = field.default
@@ -22,7 +22,7 @@ def default_config() -> Any:  # a ConfigDict; pyright takes its fields for value
 
 
 def load_config(path: str) -> ConfigDict:
-    """The config of an experiment file: what its `get_config()` returns, laid over the defaults."""
+    """The config that a file's `get_config()` returns, completed with the defaults."""
     given = _call(path, "get_config")
     if not isinstance(given, dict | ConfigDict):
         raise UserError(f"--config={path} has no get_config() that returns a config; experiments/char.py is an example")
@@ -30,13 +30,13 @@ def load_config(path: str) -> ConfigDict:
 
 
 def load_sweep(path: str) -> list[dict[str, Any]]:
-    """The members that an experiment file lists: what its `sweep()` returns, a list of overrides."""
+    """The members that a file's `sweep()` returns: a list of overrides."""
     given = _call(path, "sweep")
     example = "experiments/sweeps/learning_rate.py is an example"
     if not isinstance(given, list) or not all(_is_override(member) for member in given):
         raise UserError(f"--config={path} has no sweep() that returns a list of dicts, field name → value; {example}")
     if not given:
-        raise UserError(f"--config={path}: its sweep() lists no members; {example}")
+        raise UserError(f"--config={path}: sweep() returns no members; {example}")
     return given
 
 
@@ -45,19 +45,19 @@ def _is_override(value: Any) -> bool:
 
 
 def _call(path: str, function: str) -> Any:
-    """What a function of an experiment file returns; None where there is none."""
+    """Calls a function of a config file; returns None if the file has none of that name."""
     if not Path(path).is_file():
         raise UserError(f"--config={path}: no such file; for example --config=experiments/char.py")
     try:
         names = runpy.run_path(path)
         return names[function]() if function in names else None
     except (Exception, SystemExit) as error:
-        text = error.args[0] if error.args else ""  # str() of a KeyError would quote it
+        text = error.args[0] if error.args else ""  # str() would quote a KeyError's
         raise UserError(f"--config={path}: {type(error).__name__}: {text}") from error
 
 
 def complete_config(given: dict[str, Any]) -> ConfigDict:
-    """The defaults, changed by the fields of a nested dict that need not have all of them."""
+    """The defaults, overridden by a nested dict with any of the fields."""
     config = default_config()
     for name, value in _flatten(given):
         set_field(config, name, value)
@@ -65,7 +65,7 @@ def complete_config(given: dict[str, Any]) -> ConfigDict:
 
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
-    """Sets one field by its dotted name; a whole number may stand for a float, a NumPy number for one of Python's."""
+    """Sets a field by its dotted name. Accepts NumPy scalars, and an integer for a float."""
     if name not in FIELDS:
         raise unknown_name("config field", name, FIELDS)
     kind = type(FIELDS[name].default)
@@ -79,52 +79,44 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises UserError where a value is out of its range, or where two of them do not go together."""
+    """Raises UserError if a value is out of range or two values conflict."""
     for name, field in FIELDS.items():
         value = get_field(config, name)
-        if field.names and value not in (known := _names_of(name, field)):
-            hint = " (--import=MODULE_OR_FILE loads one that registers another)" if name == "model.cell" else ""
+        known = dict.fromkeys([*field.names, *(CELLS if name == "model.cell" else ())])
+        if known and value not in known:
+            hint = " (--import=MODULE_OR_FILE may register others)" if name == "model.cell" else ""
             raise UserError(f"{unknown_name(f'config.{name}', str(value), known)}{hint}")
         if isinstance(value, str | bool):
             continue
         high = min(field.high, MAX_INT if isinstance(value, int) else MAX_FLOAT)
-        if not field.low <= value <= high:  # nan is in no range
-            bound = (
-                f"at least {field.low}" if field.high == math.inf and value < high else f"from {field.low} to {high}"
-            )
-            raise UserError(f"config.{name} is {value}; it must be {bound}")
+        if not field.low <= value <= high:  # false for nan too
+            only_low = field.high == math.inf and value < high
+            allowed = f"at least {field.low}" if only_low else f"from {field.low} to {high}"
+            raise UserError(f"config.{name} is {value}; it must be {allowed}")
     if config.optimizer.momentum and config.optimizer.name != "sgd":
-        raise UserError(f"config.optimizer.momentum is of sgd only; set it to 0 for {config.optimizer.name}")
-    if config.model.kind == "mlp":
+        raise UserError(f"config.optimizer.momentum is for sgd only; set it to 0 for {config.optimizer.name}")
+    model = config.model
+    if model.kind == "mlp":
         for name in ("model.num_layers", "model.layer_norm", "remat", "truncation.kind"):
             if get_field(config, name) != FIELDS[name].default:
-                raise UserError(f"config.{name} is of recurrent layers; leave it out for model.kind mlp")
-        if config.partition == "random" and config.segment_length < config.model.context:
-            raise UserError(
-                f"config.model.context is {config.model.context}, but with partition random the mlp never reads more "
-                f"than segment_length = {config.segment_length} tokens"
-            )
+                raise UserError(f"config.{name} is for recurrent layers only; leave it out for model.kind mlp")
+        if config.partition == "random" and model.context > config.segment_length:
+            limit = f"with partition random it must be at most segment_length = {config.segment_length}"
+            raise UserError(f"config.model.context is {model.context}; {limit}")
     else:
         _check_cell(config)
-    if config.model.tie and config.model.embed_dim != config.model.num_hiddens:
-        raise UserError(
-            f"config.model.tie needs config.model.embed_dim = num_hiddens = {config.model.num_hiddens}; "
-            f"it is {config.model.embed_dim}"
-        )
+    if model.tie and model.embed_dim != model.num_hiddens:
+        needed = f"config.model.embed_dim = num_hiddens = {model.num_hiddens}"
+        raise UserError(f"config.model.tie needs {needed}; it is {model.embed_dim}")
     _check_truncation(config)
     if config.corpus.max_vocab == 1:
-        raise UserError("config.corpus.max_vocab is 1, which leaves <unk> alone; it must be 0 (all) or at least 2")
-
-
-def _names_of(name: str, field: Field) -> Sequence[str]:
-    """What a field may name; cells that are registered are among them."""
-    return [*dict.fromkeys([*field.names, *CELLS])] if name == "model.cell" else field.names
+        raise UserError("config.corpus.max_vocab is 1, which leaves only <unk>; it must be 0 (all) or at least 2")
 
 
 def _check_cell(config: ConfigDict) -> None:
     for option in OPTIONAL:
         if get_field(config, f"model.{option}") != FIELDS[f"model.{option}"].default:
-            import rnn_lm.nn.cells  # noqa: F401 — jax: only where it must be known what its cells take
+            import rnn_lm.nn.cells  # noqa: F401 — imports jax: only if needed
 
             if not takes(cell_class(config.model.cell), option):
                 raise UserError(f"the {config.model.cell} cell has no option {option}; leave out config.model.{option}")
@@ -139,26 +131,24 @@ def _check_truncation(config: ConfigDict) -> None:
     }
     for name, kinds in readers.items():
         if bool(given[name]) != (given.kind in kinds):
-            must = "more than 0" if given.kind in kinds else "left out"
-            raise UserError(
-                f"config.truncation.{name} is {given[name]}; with truncation.kind {given.kind} it must be {must}"
+            must = (
+                f"with truncation.kind {given.kind} it must be {'more than 0' if given.kind in kinds else 'left out'}"
             )
+            raise UserError(f"config.truncation.{name} is {given[name]}; {must}")
     if given.kind == "window" and config.remat:
-        raise UserError(
-            "config.remat is not for truncation.kind window, which has a backward pass of its own; set it to 0"
-        )
+        raise UserError("config.remat cannot be used with truncation.kind window; set it to 0")
     if given.kind == "tbptt":
         if given.steps != config.segment_length or given.update_every > given.steps:
+            found = f"{given.update_every}, {given.steps} and {config.segment_length}"
             raise UserError(
-                f"tbptt needs truncation.update_every ≤ truncation.steps = segment_length; they are "
-                f"{given.update_every}, {given.steps} and {config.segment_length}"
+                f"tbptt needs truncation.update_every ≤ truncation.steps = segment_length; they are {found}"
             )
         if config.partition != "sequential":
-            raise UserError("tbptt carries the state from one update to the next; set partition to sequential")
+            raise UserError("tbptt carries the state between updates; set config.partition to sequential")
 
 
 def tokens_per_step(config: ConfigDict) -> int:
-    """Tokens whose losses one update averages."""
+    """Tokens in the loss of one update."""
     return config.batch_size * (config.truncation.update_every or config.segment_length)
 
 

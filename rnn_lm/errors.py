@@ -1,23 +1,23 @@
-"""What can go wrong by the user's hand, and what ends a run."""
+"""Exceptions that commands turn into exit codes."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. The message is one line and says how; commands print it and exit with 2."""
+    """A mistake that the user can fix. The message is one line and says how; commands exit with 2."""
 
 
 class NewerFormat(UserError):
-    """A file that a newer version wrote: not damaged, so nobody may replace it."""
+    """A file written by a newer version: not damaged, so it must not be replaced."""
 
 
 class Diverged(ArithmeticError):
-    """Training met a loss or a gradient that is not finite; commands exit with 3."""
+    """A loss or gradient of training is not finite; commands exit with 3."""
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
-    """`unknown cell 'elmen'; did you mean 'elman'? Known: elman`."""
+    """`unknown cell 'elmen'; did you mean 'elman'? known: elman, gru`."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" did you mean {close[0]!r}?" if close else ""

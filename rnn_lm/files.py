@@ -1,4 +1,4 @@
-"""Files whose format has a number, written so that a reader, or a crash, never sees half of one."""
+"""Atomic writes, JSON files with a format number, and a lock on a folder."""
 
 import fcntl
 import json
@@ -13,12 +13,12 @@ from typing import Any
 
 from rnn_lm.errors import NewerFormat, UserError
 
-FORMAT = 1  # of what this version writes; 0 is what had no number yet, and all else in it is the same
+FORMAT = 1  # written by this version; 0: files without a number, otherwise the same
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BufferedIOBase]:
-    """A file that becomes `path` at the end, or never was: written under a temporary name beside it, then renamed."""
+    """Opens a temporary file that replaces `path` at the end, or is removed after an exception."""
     temporary = temporary_name(path)
     try:
         with temporary.open("w+b") as file:
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[BufferedIOBase]:
 
 @contextmanager
 def alone_in(folder: Path, give_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Waits until no other process, or thread, is in here with that folder; not for longer than `give_up` lets it."""
+    """Locks a folder against other processes and threads. Proceeds without the lock once `give_up()` is true."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         while not give_up():
@@ -44,18 +44,18 @@ def alone_in(folder: Path, give_up: Callable[[], bool] = lambda: False) -> Itera
                 time.sleep(0.05)
         yield
     finally:
-        os.close(handle)  # which unlocks
+        os.close(handle)  # unlocks
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` whole."""
+    """Replaces a file atomically; makes its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(content)
 
 
 def temporary_name(path: Path) -> Path:
-    """Always the same, so that what a kill leaves behind is overwritten the next time."""
+    """The name while writing; always the same, so the next write replaces what a killed process left."""
     return path.with_name(f".{path.name}.tmp")
 
 
@@ -64,16 +64,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """An object, beside the number of its format."""
+    """Writes an object with its format number."""
     write_text(path, dumps({"format": FORMAT} | value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of ours.
-
-    Raises:
-      UserError: where there is none; NewerFormat where a newer version wrote it.
-    """
+    """Reads a `write_json` file; raises UserError if it cannot be read, NewerFormat if a newer version wrote it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -85,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_if_there(path: Path) -> dict[str, Any] | None:
-    """`read_json` of a file that another process may just be taking away."""
+    """`read_json`, or None if the file does not exist (another process may have removed it)."""
     try:
         return read_json(path)
     except UserError as error:
@@ -95,17 +91,15 @@ def read_if_there(path: Path) -> dict[str, Any] | None:
 
 
 def check_format(what: Path | str, number: Any, newest: int = FORMAT) -> None:
-    """Raises NewerFormat, or UserError where the number is none."""
+    """Raises NewerFormat for a format above `newest`, UserError for one that is no format."""
     if type(number) is not int or number < 0:
         raise UserError(f"{what} is damaged: its format is {number!r}")
     if number > newest:
-        raise NewerFormat(
-            f"{what} has format {number}, and this version of rnn_lm reads formats up to {newest}; use a newer rnn_lm"
-        )
+        raise NewerFormat(f"{what} has format {number}, this rnn_lm reads formats up to {newest}; use a newer rnn_lm")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """JSON in which numbers that are not finite are null, as the standard wants."""
+    """Standard JSON: numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGINT (Ctrl-C) do: end the process at once, or, while training, after saving."""
+"""SIGTERM and SIGINT (Ctrl-C): exit at once, or defer the first one, for example to save."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A command was stopped by a signal, and what it leaves is in order."""
+    """A command was stopped by a signal and has cleaned up."""
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)
@@ -20,15 +20,13 @@ class Stopped(Exception):
 
 @dataclass
 class Pending:
-    """The signal that has come, if any."""
-
-    signum: int = 0
+    signum: int = 0  # of the signal received, if any
 
 
 def exit_on_signals() -> None:
-    """From now on a signal ends the process with exit code 128 + its number.
+    """From now on a signal ends the process at once with exit code 128 + its number.
 
-    At once, not by an exception: one that is raised inside a library's callback gets lost there.
+    An exception instead could get lost in a library's callback.
     """
     for signum in SIGNALS:
         signal.signal(signum, lambda number, frame: os._exit(128 + number))
@@ -36,10 +34,7 @@ def exit_on_signals() -> None:
 
 @contextmanager
 def deferred_signals() -> Iterator[Pending]:
-    """Inside, the first signal is only noted; a second one acts as it would outside.
-
-    Only the main thread can do that; in another one signals act as always.
-    """
+    """Inside, the first signal is only recorded; a second one acts as usual. No effect outside the main thread."""
     pending = Pending()
     if threading.current_thread() is not threading.main_thread():
         yield pending

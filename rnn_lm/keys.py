@@ -1,4 +1,4 @@
-"""Random keys by name and number, so that a new use of randomness never shifts an old one."""
+"""Random keys by name and number, so that a new random draw does not change the others."""
 
 import zlib
 

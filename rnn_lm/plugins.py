@@ -1,4 +1,4 @@
-"""Modules of the user's own, which `--import` names: they register cells before a command looks for them."""
+"""`--import`: loads user modules, such as those that register cells."""
 
 import hashlib
 import importlib
@@ -8,15 +8,11 @@ from pathlib import Path
 
 from rnn_lm.errors import UserError
 
-IMPORTED: list[str] = []  # names, and absolute paths; runs note them
+IMPORTED: list[str] = []  # module names and absolute paths; saved with runs
 
 
 def import_module_or_file(name: str) -> None:
-    """Imports a module by its dotted name, or a Python file by its path; once.
-
-    Raises:
-      UserError: where there is none, or its own code fails.
-    """
+    """Imports a module by its dotted name or a Python file by its path, once; raises UserError if that fails."""
     path = Path(name).expanduser()
     is_file = path.suffix == ".py" or path.is_file()
     noted = str(path.resolve()) if is_file else name
@@ -28,7 +24,7 @@ def import_module_or_file(name: str) -> None:
         if is_file:
             _run_file(path.resolve())
         else:
-            sys.path.insert(0, "")  # as `python` itself does; an installed `rnn-lm` does not
+            sys.path.insert(0, "")  # as `python` does, but not the script `rnn-lm`
             importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise UserError(f"--import={name}: {type(error).__name__}: {error}") from error
@@ -39,7 +35,7 @@ def import_module_or_file(name: str) -> None:
 
 
 def _run_file(path: Path) -> None:
-    """Runs a file as a module of a name that no other has; what lies beside it can be imported by it."""
+    """Runs a file as a module with a unique name. It can import modules from its own folder."""
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

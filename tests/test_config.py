@@ -84,11 +84,11 @@ def test_unknown_fields_and_wrong_types_are_refused(name, value, message):
         ("corpus.test_fraction", 0.9, "from 0 to 0.49"),
         ("model.cell", "elmen", "unknown config.model.cell 'elmen'; did you mean 'elman'"),
         ("partition", "sequental", "did you mean 'sequential'"),
-        ("optimizer.momentum", 0.9, "momentum is of sgd only"),
+        ("optimizer.momentum", 0.9, "momentum is for sgd only"),
         ("model.tie", True, "config.model.tie needs config.model.embed_dim = num_hiddens = 256; it is 0"),
         ("model.num_layers", 0, "config.model.num_layers is 0; it must be at least 1"),
         ("model.dropout", 1.0, "config.model.dropout is 1.0; it must be from 0 to 0.99"),
-        ("corpus.max_vocab", 1, "leaves <unk> alone"),
+        ("corpus.max_vocab", 1, "leaves only <unk>"),
     ],
 )
 def test_values_out_of_range_are_refused(name, value, message):
@@ -121,13 +121,13 @@ def test_truncations_that_cannot_be_are_refused(truncation, message):
 
 
 def test_a_window_has_a_backward_pass_of_its_own():
-    with pytest.raises(UserError, match="config.remat is not for truncation.kind window"):
+    with pytest.raises(UserError, match="config.remat cannot be used with truncation.kind window"):
         check_config(complete_config({"remat": 8, "truncation": {"kind": "window", "steps": 4}}))
 
 
 def test_tbptt_carries_the_state():
     given = {"partition": "random", "truncation": {"kind": "tbptt", "steps": 64, "update_every": 8}}
-    with pytest.raises(UserError, match="set partition to sequential"):
+    with pytest.raises(UserError, match="set config.partition to sequential"):
         check_config(complete_config(given))
     check_config(complete_config(given | {"partition": "sequential"}))
 
@@ -148,14 +148,18 @@ def test_an_activation_is_of_the_elman_cell_only():
     ],
 )
 def test_what_recurrent_layers_have_an_mlp_has_not(given, field):
-    with pytest.raises(UserError, match=f"config.{field} is of recurrent layers; leave it out for model.kind mlp"):
+    with pytest.raises(
+        UserError, match=f"config.{field} is for recurrent layers only; leave it out for model.kind mlp"
+    ):
         check_config(complete_config(given))
     check_config(complete_config({"model": {"kind": "mlp", "cell": "gru", "activation": "relu"}}))
 
 
 def test_an_mlp_is_trained_on_as_many_tokens_as_it_looks_at():
     given = {"model": {"kind": "mlp", "context": 9}, "segment_length": 8, "partition": "random"}
-    with pytest.raises(UserError, match="config.model.context is 9, but with partition random the mlp never reads"):
+    with pytest.raises(
+        UserError, match="config.model.context is 9; with partition random it must be at most segment_length = 8"
+    ):
         check_config(complete_config(given))
     check_config(complete_config(given | {"partition": "sequential"}))
 

@@ -99,7 +99,7 @@ def test_every_file_has_a_number_and_a_newer_one_is_refused(golden):
         run / "mixture.json": lambda: rnn_lm.load(run, mix="ngram"),
         golden / make.SWEEP / "results.json": lambda: sweep(config, make.MEMBERS, golden / make.SWEEP),
     }
-    newer = rf"has format {FORMAT + 1}, and this version of rnn_lm reads formats up to {FORMAT}; use a newer rnn_lm"
+    newer = rf"has format {FORMAT + 1}, this rnn_lm reads formats up to {FORMAT}; use a newer rnn_lm"
     for path, read in readers.items():
         kept = path.read_text()
         write_json(path, read_json(path) | {"format": FORMAT + 1})

@@ -1,4 +1,4 @@
-"""The command line: one verb, one module. A verb's module, and with it jax, is loaded only when the verb is called."""
+"""The command line: one module per verb, imported only when the verb is called."""
 
 import importlib
 import os
@@ -12,25 +12,25 @@ from rnn_lm.interrupts import Stopped
 from rnn_lm.plugins import import_module_or_file
 
 VERBS = {
-    "train": "train a model (the verb may be left out)",
-    "evaluate": "how well a trained model predicts a text",
-    "generate": "new text from a trained model",
-    "score": "which continuation of a text a trained model finds likeliest",
-    "compress": "a file in fewer bytes, by a trained model",
-    "decompress": "the file that `compress` made an archive of",
-    "inspect": "what gradients do in a trained model",
-    "compare": "n-grams, an MLP and three recurrent networks on one text",
-    "sweep": "many models from one file, and which of them is the best",
+    "train": "train a model (the verb may be omitted)",
+    "evaluate": "measure how well a trained model predicts a text",
+    "generate": "generate text with a trained model",
+    "score": "rank continuations of a prompt by probability",
+    "compress": "compress a file with a trained model",
+    "decompress": "restore a file from an archive",
+    "inspect": "analyse the gradients of a trained model",
+    "compare": "compare n-grams, an MLP and recurrent networks on one text",
+    "sweep": "train many models and rank them",
 }
 OVERVIEW = """\
 Recurrent neural network language models.
 
-  python run.py --config=experiments/char.py        train, or go on with, the model that a file describes
+  python run.py --config=experiments/char.py        train the model in a config file, or resume
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one command. Returns its exit code: 0 done, 2 the user's mistake, 3 diverged, 128 + n stopped by n."""
+    """Runs one command. Returns the exit code: 0 done, 2 user error, 3 diverged, 128 + n stopped by signal n."""
     _set_up_streams()
     try:
         _print(_run(arguments))
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
-    except BrokenPipeError:  # `… | head`: the reader has seen enough
+    except BrokenPipeError:  # `… | head`
         return 0
     except OSError as error:
         return _fail(f"{error.filename or 'cannot write'}: {error.strerror or error}", 2)
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> str:
-    """What the command prints."""
+    """Runs one command and returns the text to print."""
     for argument in arguments:
         try:
             argument.encode()
@@ -79,10 +79,7 @@ def _run(arguments: list[str]) -> str:
 
 
 def _set_up_streams() -> None:
-    """Text is UTF-8 whatever the locale, and what is wrong is said in one line of ours.
-
-    Orbax would log more; and where it cannot read one array it abandons the others, whose threads then complain.
-    """
+    """Writes UTF-8 in every locale, and silences Orbax's log and its threads' complaints after a failed read."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -96,11 +93,11 @@ def _set_up_streams() -> None:
 
 
 def _print(text: str) -> None:
-    """Prints to stdout and sees to it that all of it arrives."""
+    """Prints to stdout; raises OSError if not all of it is written."""
     try:
         print(text, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again when it closes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes again at exit
         raise
 
 

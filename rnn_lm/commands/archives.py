@@ -1,7 +1,6 @@
-"""What `compress` and `decompress` share: flags, the checks of IN and OUT, progress."""
+"""Shared by `compress` and `decompress`: flags, checks of IN and OUT, progress."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -9,6 +8,7 @@ from io import BufferedIOBase
 from pathlib import Path
 
 from rnn_lm.commands.flags import FlagValues, define
+from rnn_lm.commands.screen import progress_bar
 from rnn_lm.errors import UserError
 from rnn_lm.files import replacing, temporary_name
 from rnn_lm.interrupts import Stopped, deferred_signals
@@ -20,14 +20,14 @@ def define_file_flags(flags: FlagValues) -> None:
 
 
 def check(source: Path, target: Path, *, force: bool) -> None:
-    """Raises UserError where IN cannot be read, OUT is not to be written, or the range coder is not installed."""
+    """Raises UserError if IN cannot be read, OUT cannot be written, or the range coder is not installed."""
     if not source.is_file():
         raise UserError(f"{source}: {'not a file' if source.exists() else 'no such file'}")
     if target.exists() and not target.is_file():
         raise UserError(f"{target} exists and is not a file; give another OUT")
     for taken in (target, temporary_name(target)):
         if taken.exists() and source.samefile(taken):
-            raise UserError(f"{taken} is IN itself, and OUT would take its place; give another OUT")
+            raise UserError(f"{taken} is IN and would be overwritten; give another OUT")
     if os.path.lexists(target) and not force:
         raise UserError(f"{target} exists; --force replaces it")
     if not target.parent.is_dir():
@@ -40,16 +40,11 @@ def check(source: Path, target: Path, *, force: bool) -> None:
 def opened(
     source: Path, target: Path, *, what: str, total: int
 ) -> Iterator[tuple[BufferedIOBase, BufferedIOBase, Callable[[int], None]]]:
-    """IN, OUT, and what to call as bytes are done, of `total`: a bar on a terminal.
+    """Opens IN and OUT. Yields both, and a function that advances a progress bar by a number of bytes, of `total`.
 
-    OUT is there only when all has gone well. A signal ends the command at the next call, and leaves nothing.
+    OUT appears only if all goes well. A signal ends the command when the function is next called.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    with deferred_signals() as pending, bar, source.open("rb") as given, replacing(target) as written:
+    with deferred_signals() as pending, progress_bar() as bar, source.open("rb") as given, replacing(target) as written:
         task = bar.add_task(what, total=total)
 
         def advance(size: int) -> None:

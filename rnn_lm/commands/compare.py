@@ -1,9 +1,9 @@
-"""A text's rivals side by side: python run.py compare --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
+"""Compare models on one text: python run.py compare --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
 
-Guessing, counting (n-grams of order 1 to 10), an MLP over the last few tokens, and the recurrent networks Elman, GRU
-and LSTM, on one split; all networks with the same number of training tokens and of units a layer (the MLP has one
-layer), and the same optimizer. Each is a run in a folder of its own, DIR/mlp, DIR/elman, ..., for every other verb.
-Started again, it goes on where it stopped. DIR/compare.json has the results, DIR/plots/ the pictures.
+Compares uniform guessing, n-grams of order 1 to 10, an MLP over the last few tokens, and Elman, GRU and LSTM networks
+on one split. All networks have the same optimizer, training tokens and units per layer (the MLP has one layer). Each is
+a run in its own folder (DIR/mlp, DIR/elman, ...), which all other verbs take. Run the same command again to resume.
+DIR/compare.json has the results, DIR/plots/ the plots.
 """
 
 import math
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
-from rnn_lm.commands.train import number
+from rnn_lm.commands.screen import listing, number
 from rnn_lm.plots import can_draw
 from rnn_lm.training.progress import format_seconds
 
@@ -20,7 +20,7 @@ NAMES = {"mlp": "MLP", "elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
 
 def define_flags(flags: FlagValues) -> None:
-    define_config_flags(flags, "the comparison's folder; runs/NAME-compare")
+    define_config_flags(flags, "the comparison's folder (default runs/NAME-compare for --config=NAME.py)")
 
 
 def run(flags: FlagValues) -> str:
@@ -31,18 +31,18 @@ def run(flags: FlagValues) -> str:
 
     result = compare(config, workdir, lambda what: print(f"=== {what}", file=sys.stderr, flush=True))
     pictures = _draw(workdir / "plots", result)
-    files = [str(workdir / RESULT), *map(str, pictures), f"{workdir}/{{{','.join(names_of(result))}}}/, a run each"]
-    return "\n".join([describe(result), "", "Files: " + "\n       ".join(files)])
+    runs = f"{workdir}/{{{','.join(names_of(result))}}}/ (one run each)"
+    return "\n".join([describe(result), "", listing(workdir / RESULT, *pictures, runs)])
 
 
 def names_of(result: dict[str, Any]) -> dict[str, str]:
-    """What the networks are called on the screen and in pictures; a cell of one's own by its name."""
+    """The networks' names in the table and the plots; a registered cell keeps its own."""
     names = [row["name"] for row in result["models"] if row["name"] not in ("uniform", "unigram", "ngram")]
     return {name: NAMES.get(name, name) for name in names}
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The table, and what it says."""
+    """The table and remarks on it."""
     names = names_of(result)
     models, corpus = {row["name"]: row for row in result["models"]}, result["corpus"]
     ngram, size = models["ngram"], corpus["vocab_size"]
@@ -50,26 +50,25 @@ def describe(result: dict[str, Any]) -> str:
     rows += [(f"{row['order']}-gram", row) for row in result["ngrams"][1:]]
     rows += [(shown, models[name]) for name, shown in names.items()]
     lines = [
-        f"{corpus['source']}: {result['tokens']:,} tokens of the {result['split']} split, a vocabulary of {size}.",
-        f"Each network was trained on {result['train_tokens']:,} tokens (seed {result['seed']}), the n-grams were "
-        f"counted on {ngram['train_tokens']:,}.",
+        f"{corpus['source']}: {result['tokens']:,} tokens of the {result['split']} split, vocabulary size {size}.",
+        f"Networks were trained on {result['train_tokens']:,} tokens (seed {result['seed']}), n-grams were counted on "
+        f"{ngram['train_tokens']:,}.",
         "",
         f"  {'':<10}{'context':>10}{'numbers':>13}{'perplexity':>13}{'bits/char':>12}{'tokens/s':>12}{'training':>12}",
         *(_line(shown, row) for shown, row in rows),
         "",
-        "Context is how many tokens a prediction looks at; numbers are parameters, or n-grams that are stored.",
-        f"Of the n-grams, order {ngram['order']} is the best on the validation text: it stores "
-        f"{ngram['num_params']:,} of the",
-        f"{size}^{ngram['order']} = {ngram['num_possible']:.1e} possible ones. A recurrent network has the same "
-        "numbers however far back it looks.",
+        "'context' counts the tokens that a prediction uses, 'numbers' counts parameters or stored n-grams.",
+        f"N-gram order {ngram['order']} is best on the validation text: it stores {ngram['num_params']:,} of "
+        f"{size}^{ngram['order']} = {ngram['num_possible']:.1e} possible n-grams.",
+        "A recurrent network has the same number of parameters for any context.",
     ]
     if (share := result["unknown"] / result["tokens"]) > 0.01:
-        lines.append(f"{share:.0%} of the tokens are <unk>: their bits do not compare with other vocabularies'.")
+        lines.append(f"{share:.0%} of the tokens are <unk>: bits/char cannot be compared across vocabularies.")
     if away := [shown for name, shown in names.items() if models[name]["runs_away"]]:
-        lines.append(f"Carried through so long a text the state runs away: {', '.join(away)}. See `evaluate`.")
+        lines.append(f"Over this long text the state diverges: {', '.join(away)}. See `evaluate`.")
     nlls = {name: math.inf if row["nll"] is None else row["nll"] for name, row in models.items()}  # null: not finite
     if behind := [shown for name, shown in names.items() if nlls[name] > nlls["ngram"]]:
-        lines.append(f"Counting still beats {', '.join(behind)}: more steps, or a longer text, may help.")
+        lines.append(f"The n-gram model still beats {', '.join(behind)}: try more steps or a longer text.")
     return "\n".join(lines)
 
 

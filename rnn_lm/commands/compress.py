@@ -1,9 +1,9 @@
-"""A file in fewer bytes, by what a trained model expects: python run.py compress --workdir=DIR IN OUT
+"""Compress a file with a trained model: python run.py compress --workdir=DIR IN OUT
 
-Any file comes back byte for byte, by `decompress` with the same run on a machine that computes the same (the archive
-knows which): the archive is decoded and compared before it is kept. Characters that the vocabulary knows cost what the
-model's perplexity promises; each other one costs by how rare it is in the file, and a file that is mostly of those is
-kept as it is. Prints one JSON line: "input_bytes", "output_bytes", "bits_per_char" and "model_bits_per_char".
+`decompress` restores every byte; it needs the same run and a machine that computes the same numbers, and checks both.
+The archive is decoded and compared with IN before it is kept. Characters in the vocabulary cost what the model's
+perplexity promises; others cost more the rarer they are in IN, and if they are most of IN, it is stored as it is.
+Prints one JSON line: "input_bytes", "output_bytes", "bits_per_char" and "model_bits_per_char".
 """
 
 from pathlib import Path
@@ -19,8 +19,7 @@ def define_flags(flags: FlagValues) -> None:
     define_file_flags(flags)
     define_mix_flag(flags)
     define_dynamic_flag(flags)
-    about = "decode the archive and compare it with the file before it is kept, which doubles the time"
-    define(flags, "verify", True, about)
+    define(flags, "verify", True, "decode the archive and compare it with IN before it is kept; doubles the time")
 
 
 def run(flags: FlagValues, given: str, wanted: str) -> str:

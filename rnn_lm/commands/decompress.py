@@ -1,6 +1,6 @@
-"""The file that `compress` made an archive of: python run.py decompress --workdir=DIR IN OUT
+"""Restore a file from an archive: python run.py decompress --workdir=DIR IN OUT
 
-The run must be the one that the archive was made with; whether it was mixed or went on learning, the archive knows.
+DIR must be the run that made the archive; --mix and --dynamic are read from the archive.
 Prints one JSON line: "input_bytes", "output_bytes", "bits_per_char" and "model_bits_per_char".
 """
 
@@ -35,7 +35,7 @@ def run(flags: FlagValues, given: str, wanted: str) -> str:
 
 
 def _of_file(name: str, function, *arguments, **options):
-    """What a function returns, with a file's name in its complaint."""
+    """Calls a function; its UserError is prefixed with the file's name."""
     try:
         return function(*arguments, **options)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Flags, by absl: one `FlagValues` a verb, so that a mistake is one line and `--help` is ours."""
+"""Flags, by absl: one `FlagValues` per verb, with our own `--help` and one-line errors."""
 
 import math
 import textwrap
@@ -15,29 +15,27 @@ FlagValues = absl_flags.FlagValues
 
 
 class Help(Exception):
-    """Help was asked for; the message is the text."""
+    """Raised by `--help`; the message is the help text."""
 
 
 def parse(arguments: list[str], module: ModuleType) -> tuple[FlagValues, list[str]]:
-    """The flags and the other arguments of a verb's module, from the command line.
+    """Parses the command line of a verb's module: its flags and its positional arguments.
 
-    The module's docstring is the help text, and its `define_flags(flags)` adds the flags; `ARGUMENTS`, if it has that,
-    names what comes without a flag. Where `config` is one of the flags, every config field is a flag too,
-    `--config.x.y=v`, in any order; `config_of` puts them together.
+    The module's docstring is the help text, its `define_flags(flags)` adds the flags, and its optional `ARGUMENTS`
+    names the positional arguments. A verb with the flag `config` also gets a flag `--config.x.y` for every config
+    field; `config_of` combines them.
     """
     flags = FlagValues()
     wanted = getattr(module, "ARGUMENTS", ())
-    flags.set_gnu_getopt(True)  # flags may stand after them
+    flags.set_gnu_getopt(True)  # flags may follow positional arguments
     module.define_flags(flags)
-    about = "a Python module or file to load first, such as one that registers a cell; may be given more than once"
-    define(flags, "import", [], about)
+    define(flags, "import", [], "Python module or file to import first, such as one that registers a cell")
     names = list(flags)
-    with_config = "config" in names
-    if with_config:
+    if "config" in names:
         for name, field in FIELDS.items():
             define(flags, f"config.{name}", field.default, field.help)
     if any(argument in ("--help", "-h", "-help") for argument in arguments):
-        raise Help(_help(flags, names, module.__doc__ or "", with_config))
+        raise Help(_help(flags, names, module.__doc__ or ""))
     try:
         rest = flags(["rnn-lm", *arguments])[1:]
     except absl_flags.Error as error:
@@ -52,7 +50,7 @@ def parse(arguments: list[str], module: ModuleType) -> tuple[FlagValues, list[st
 
 
 def define(flags: FlagValues, name: str, default: Any, about: str) -> None:
-    """A flag of the default's type. None is a string that may be missing, a list may be given more than once."""
+    """Defines a flag of the default's type: None is an optional string, a list a repeatable string."""
     kinds: dict[type, Any] = {
         bool: absl_flags.DEFINE_bool,
         int: absl_flags.DEFINE_integer,
@@ -62,34 +60,30 @@ def define(flags: FlagValues, name: str, default: Any, about: str) -> None:
     kinds.get(type(default), absl_flags.DEFINE_string)(name, default, about, flag_values=flags)
 
 
-def define_text_flags(
-    flags: FlagValues, about_text: str = "a UTF-8 file, folder or glob to read instead of the run's test split"
-) -> None:
-    """Of the verbs that read a text with a trained model."""
+def define_text_flags(flags: FlagValues, about: str = "to read instead of the run's test split") -> None:
+    """Flags of the verbs that read a text with a trained model."""
     define(flags, "workdir", None, "the folder of a trained run")
-    define(flags, "text", [], f"{about_text}; may be given more than once")
+    define(flags, "text", [], f"UTF-8 file, folder or glob {about}")
     define(flags, "strict", False, "refuse a text with tokens that the vocabulary lacks")
 
 
 def define_mix_flag(flags: FlagValues) -> None:
-    about = "ngram: the run's n-gram model beside the network, each weighted by how well the n-grams know the context"
+    about = "ngram: average the network's probabilities with the n-gram model's, weighted by context"
     absl_flags.DEFINE_enum("mix", "none", ["none", "ngram"], about, flag_values=flags)
 
 
 def define_dynamic_flag(flags: FlagValues) -> None:
-    about = "go on learning from the text while it is read (dynamic evaluation); the run stays as it is"
-    define(flags, "dynamic", False, about)
+    define(flags, "dynamic", False, "keep training on the text while reading it; the run is not changed")
 
 
 def define_config_flags(flags: FlagValues, about_workdir: str) -> None:
-    """Of the verbs that train; `config_of` reads the first."""
-    define(flags, "config", None, "the experiment: a Python file with get_config() (and, for sweep, sweep())")
-    about = f"{about_workdir} where it is not given, NAME being the config file's"
-    define(flags, "workdir", None, about)
+    """Flags of the verbs that train."""
+    define(flags, "config", None, "Python file with get_config() (and sweep(), for the verb sweep)")
+    define(flags, "workdir", None, about_workdir)
 
 
 def required(flags: FlagValues, name: str, example: str) -> str:
-    """A flag that has no default."""
+    """The value of a flag that must be given."""
     value = flags[name].value
     if not value:
         raise UserError(f"--{name} is missing; for example --{name}={example}")
@@ -97,7 +91,7 @@ def required(flags: FlagValues, name: str, example: str) -> str:
 
 
 def config_of(flags: FlagValues):
-    """The config that `--config` names, with the fields changed that `--config.x.y=v` name, checked."""
+    """The config of the file `--config`, with the fields given as `--config.x.y=v`; checked."""
     config = load_config(required(flags, "config", "experiments/char.py"))
     for name in FIELDS:
         if flags[f"config.{name}"].present:
@@ -106,22 +100,21 @@ def config_of(flags: FlagValues):
     return config
 
 
-def _help(flags: FlagValues, names: list[str], about: str, with_config: bool) -> str:
+def _help(flags: FlagValues, names: list[str], about: str) -> str:
     lines = [about.strip(), "", "Flags:"]
     for name in names:
         default = flags[name].value
-        lines += _entry(
-            f"--{name}" + (f" (default {default})" if default not in (None, "", False, []) else ""), flags[name].help
-        )
-    if with_config:
-        lines += ["", "Config fields, --config.FIELD=VALUE (each with the default that an experiment may change):"]
+        shown = "" if default in (None, "", False, []) else f" (default {default})"
+        lines += _entry(f"--{name}{shown}", flags[name].help)
+    if "config" in names:
+        lines += ["", "Config fields, --config.FIELD=VALUE (the config file may change a default):"]
         for name, field in FIELDS.items():
             lines += _entry(f"{name} (default {field.default!r})", field.help + _values(field))
     return "\n".join(lines)
 
 
 def _values(field: Field) -> str:
-    """What a field may be."""
+    """A field's allowed values, for the help."""
     if field.names:
         return f" [{' | '.join(field.names)}]"
     if isinstance(field.default, str | bool):
@@ -130,4 +123,5 @@ def _values(field: Field) -> str:
 
 
 def _entry(title: str, text: str) -> list[str]:
+    text = " ".join(text.split())  # absl adds a line break
     return [f"  {title}", *textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")]

@@ -1,6 +1,6 @@
-"""New text from a trained model: python run.py generate --workdir=DIR [--prompt=TEXT] [--length=N]
+"""Generate text with a trained model: python run.py generate --workdir=DIR [--prompt=TEXT] [--length=N]
 
-Prints the prompt, exactly N more tokens and a newline; several samples as JSON lines with "sample" and "text".
+Prints the prompt, N more tokens and a newline; several samples as JSON lines with "sample" and "text".
 """
 
 from pathlib import Path
@@ -11,18 +11,18 @@ from rnn_lm.errors import UserError
 
 def define_flags(flags: FlagValues) -> None:
     define(flags, "workdir", None, "the folder of a trained run")
-    define(flags, "prompt", None, "the text to go on from; not given: the most frequent token")
-    define(flags, "length", 500, "N: how many tokens to add")
-    define(flags, "temperature", 1.0, "below 1 is safer, above 1 wilder; 0 takes the likeliest token each time")
-    define(flags, "top_k", 0, "draw from the k likeliest tokens only; 0: all")
-    define(flags, "top_p", 1.0, "draw from the likeliest tokens that make up this probability only; 1: all")
-    define(flags, "seed", 0, "the same seed gives the same text")
-    define(flags, "num_samples", 1, "how many texts")
+    define(flags, "prompt", None, "the text to continue (default: the most frequent token)")
+    define(flags, "length", 500, "N: number of tokens to generate")
+    define(flags, "temperature", 1.0, "below 1: more conservative, above 1: more random; 0: always the likeliest token")
+    define(flags, "top_k", 0, "sample from the k likeliest tokens only; 0: all")
+    define(flags, "top_p", 1.0, "sample from the likeliest tokens with this total probability only; 1: all")
+    define(flags, "seed", 0, "seed of the random draws")
+    define(flags, "num_samples", 1, "number of samples")
     define(flags, "strict", False, "refuse a prompt with tokens that the vocabulary lacks")
     define_mix_flag(flags)
 
 
-MAX_TOKENS = 10**8  # that are drawn in one call, and stay in memory until they are printed
+MAX_TOKENS = 10**8  # per call: they stay in memory until they are printed
 RANGES = {
     "length": (1, 2**31 - 1),
     "temperature": (0, 1e6),
@@ -39,7 +39,7 @@ def run(flags: FlagValues) -> str:
         if not low <= getattr(flags, name) <= high:  # false for nan too
             raise UserError(f"--{name} is {getattr(flags, name)}; it must be from {low} to {high}")
     if flags.length * flags.num_samples > MAX_TOKENS:
-        raise UserError(f"--length times --num_samples is more than {MAX_TOKENS:,}; ask for less at a time")
+        raise UserError(f"--length times --num_samples is more than {MAX_TOKENS:,}; generate less at a time")
     if flags.prompt == "":
         raise UserError("--prompt is empty; leave it out, or give at least one character")
 
@@ -54,17 +54,9 @@ def run(flags: FlagValues) -> str:
     check_known(vocabulary, prompt, name="the prompt", strict=flags.strict)
     ids = vocabulary.encode(prompt)
     if not len(ids):
-        raise UserError(f"--prompt={prompt!r} has no token in it")
-    samples = generate(
-        model,
-        ids,
-        flags.length,
-        key=named_key(flags.seed, "generate"),
-        num_samples=flags.num_samples,
-        temperature=flags.temperature,
-        top_k=flags.top_k,
-        top_p=flags.top_p,
-    )
+        raise UserError(f"--prompt={prompt!r} has no tokens; give at least one")
+    options = {name: getattr(flags, name) for name in ("num_samples", "temperature", "top_k", "top_p")}
+    samples = generate(model, ids, flags.length, key=named_key(flags.seed, "generate"), **options)
     texts = [vocabulary.continue_text(prompt, sample) for sample in samples]
     if flags.num_samples == 1:
         return texts[0]

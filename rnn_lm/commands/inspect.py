@@ -1,8 +1,8 @@
-"""What gradients do in a trained model on their way back through time: python run.py inspect --workdir=DIR
+"""Analyse the gradients of a trained model: python run.py inspect --workdir=DIR
 
-Prints the findings; DIR/inspect.json has all numbers, DIR/plots/ a picture for each: how far back the loss looks and
-how fast gradients shrink or grow, the eigenvalues of W_hh, what truncation changes (regular, by windows, at random),
-how often clipping acted, and what a training step takes in memory and time.
+Measures how fast gradients shrink or grow through time, how far back the loss depends on the state, the eigenvalues of
+W_hh, the effect of truncation (segments, windows, randomized), how often the gradient was clipped, and the memory and
+time of a training step. Prints the findings; DIR/inspect.json has all numbers, DIR/plots/ a plot of each.
 """
 
 import sys
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from rnn_lm.commands.flags import FlagValues, define, define_text_flags, required
+from rnn_lm.commands.screen import listing
 from rnn_lm.errors import UserError
 from rnn_lm.plots import can_draw
 
 
 def define_flags(flags: FlagValues) -> None:
     define_text_flags(flags)
-    define(flags, "window", 128, "steps that are looked back; the time grows with its square")
+    define(flags, "window", 128, "number of steps to look back; the time grows with its square")
 
 
 def run(flags: FlagValues) -> str:
@@ -55,24 +56,16 @@ def run(flags: FlagValues) -> str:
         sections["strategies"]["tokens"] = [vocabulary.decode([i]) for i in sections["strategies"]["tokens"]]
         back = f"looking back {flags.window} steps"
     else:
-        back = "which is read without a state, so nothing goes back through time"
+        back = "no gradients through time (the model has no state)"
     write_json(workdir / "inspect.json", {"text": text.name, "window": flags.window} | sections)
     pictures = _draw(workdir / "plots", sections)
     findings = [textwrap.fill(f"- {s['finding']}", 100, subsequent_indent="  ") for s in sections.values()]
-    return "\n".join(
-        [
-            f"{workdir} on {text.name}, {back}:",
-            "",
-            *findings,
-            "",
-            f"Files: {workdir}/inspect.json",
-            *(f"       {path}" for path in pictures),
-        ]
-    )
+    files = listing(workdir / "inspect.json", *pictures)
+    return "\n".join([f"{workdir} on {text.name}, {back}:", "", *findings, "", files])
 
 
 def _draw(folder: Path, sections: dict[str, Any]) -> list[Path]:
-    """A picture of each section; the paths."""
+    """Plots each section and returns the paths."""
     if not can_draw():
         return []
     from rnn_lm.plots.laboratory import INSPECTION

@@ -1,8 +1,8 @@
-"""How likely continuations of a text are: python run.py score --workdir=DIR --prompt=P --continuation=A ...
+"""Rank continuations of a prompt by probability: python run.py score --workdir=DIR --prompt=P --continuation=A ...
 
 Prints a JSON line for each, the fewest bits per character first: "rank", "continuation", "log_prob" (natural
-logarithm), "bits", "bits_per_char" and "perplexity" (of a token). With --text each line of a file is one. With
---surprise each token's bits are shown: in colour on a terminal, elsewhere as "surprise", a list of [token, bits].
+logarithm), "bits", "bits_per_char" and "perplexity" (per token). With --surprise it also shows the bits of each token:
+in colour on a terminal, elsewhere as "surprise", a list of [token, bits].
 """
 
 import math
@@ -14,11 +14,11 @@ from rnn_lm.errors import UserError
 
 
 def define_flags(flags: FlagValues) -> None:
-    define_text_flags(flags, "a UTF-8 file, folder or glob, each line of which is a continuation")
-    define(flags, "prompt", None, "the text before; not given: the end of a line, or the most frequent token")
-    define(flags, "continuation", [], "what may come after it; give it once for each")
-    define(flags, "surprise", False, "show how many bits each token costs")
-    define(flags, "html", None, "a file: a page that shows the same, for a browser")
+    define_text_flags(flags, "whose lines are continuations")
+    define(flags, "prompt", None, "the text before (default: a line end, or the most frequent token)")
+    define(flags, "continuation", [], "a text that may follow the prompt")
+    define(flags, "surprise", False, "show the bits of each token")
+    define(flags, "html", None, "write a web page with the bits of each token to this file")
     define_mix_flag(flags)
 
 
@@ -43,18 +43,17 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.runs.load import load
 
     model, vocabulary = load(workdir, mix=flags.mix)
-    prompt = flags.prompt
-    if prompt is None:
-        prompt = vocabulary.decode([vocabulary.start])
+    prompt = vocabulary.decode([vocabulary.start]) if flags.prompt is None else flags.prompt
     lines = read_files(*flags.text).splitlines() if flags.text else []
     continuations = [*flags.continuation, *filter(None, lines)]
     if not continuations:
-        raise UserError(f"--text={flags.text[0]}: no line in it that is not empty")
-    check_known(vocabulary, prompt, *continuations, name="the text", strict=flags.strict)
-    ids = [vocabulary.encode(text) for text in (prompt, *continuations)]
-    for text, in_ids in zip((prompt, *continuations), ids, strict=True):
-        if not len(in_ids):
-            raise UserError(f"{text!r} has no token in it")
+        raise UserError(f"--text={flags.text[0]} has only empty lines; give a text to score")
+    texts = (prompt, *continuations)
+    check_known(vocabulary, *texts, name="the text", strict=flags.strict)
+    ids = [vocabulary.encode(text) for text in texts]
+    for text, encoded in zip(texts, ids, strict=True):
+        if not len(encoded):
+            raise UserError(f"{text!r} has no tokens; give at least one")
     scored = []
     for text, nats in zip(continuations, score(model, ids[0], ids[1:]), strict=True):
         tokens = tokenize(text, vocabulary.kind, vocabulary.normalize)

@@ -1,4 +1,4 @@
-"""Where a model is surprised: each token of a text with its bits, on a terminal or as a page for a browser."""
+"""A text with the bits of each token, on a terminal or as a web page."""
 
 import html
 import io
@@ -10,19 +10,19 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-MOST = 10.0  # bits; from there on all is the same red
-Surprise = Sequence[tuple[str, float]]  # of one text: each token and its bits
+MOST = 10.0  # bits; more are the same red
+Surprise = Sequence[tuple[str, float]]  # a text's tokens and their bits
 
 
 def shown(token: Any) -> str:
-    """A token as a person can read it; bytes that are no ASCII in hexadecimal."""
+    """A token as readable text; bytes outside ASCII in hexadecimal."""
     if isinstance(token, int):
         return chr(token) if token < 0x80 else f"\\x{token:02x}"
     return token
 
 
 def in_terminal(rows: Sequence[dict[str, Any]], surprises: Sequence[Surprise]) -> str:
-    """Tokens above their bits, in colour where the terminal has any."""
+    """Tokens above their bits, in colour."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, highlight=False, width=Console().width)
     for row, surprise in zip(rows, surprises, strict=True):
@@ -42,7 +42,7 @@ def in_terminal(rows: Sequence[dict[str, Any]], surprises: Sequence[Surprise]) -
 
 
 def in_page(prompt: str, rows: Sequence[dict[str, Any]], surprises: Sequence[Surprise], between: str = "") -> str:
-    """A page that needs nothing else; a token's bits show when one points at it."""
+    """A self-contained page; a token's bits show on hover."""
     texts = [
         f"<h2>{row['rank']}. {row['bits_per_char']:.2f} bits per character "
         f"<small>{row['bits']:.1f} in all, perplexity {row['perplexity']:.3g}</small></h2>\n"
@@ -56,7 +56,7 @@ def in_page(prompt: str, rows: Sequence[dict[str, Any]], surprises: Sequence[Sur
 def _span(token: str, bits: float) -> str:
     title = f"{_visible(token)}: {bits:.2f} bits, probability {2**-bits:.3g}"
     red, green, blue = _colour(bits)
-    end = "\n" if token.endswith("\n") else ""  # stays a line's end, beside its mark
+    end = "\n" if token.endswith("\n") else ""  # keep the line break after its ⏎
     return (
         f'<span style="background:rgb({red},{green},{blue})" title="{html.escape(title)}">'
         f"{html.escape(token if token.isspace() and not end else _visible(token))}</span>{end}"
@@ -68,7 +68,7 @@ def _visible(text: str) -> str:
 
 
 def _colour(bits: float) -> tuple[int, int, int]:
-    """From white, where nothing is surprising, to red."""
+    """White at 0 bits, red at `MOST`."""
     share = min(max(bits / MOST, 0), 1)
     return 255, round(255 - 150 * share), round(255 - 190 * share)
 
@@ -88,8 +88,8 @@ small {{ font-weight: normal; color: #555 }}
 .text span:hover {{ outline: 2px solid #111 }}
 </style>
 <h1>Where the model is surprised</h1>
-<p>Each token is the redder the more bits it costs, −log₂ of the probability that the model gave it; point at one to see
-them. The text before is <code>{prompt}</code>.</p>
+<p>The more bits a token costs (−log₂ of its probability), the redder it is. Hover over a token to see its bits.
+The prompt is <code>{prompt}</code>.</p>
 <p class="text">{scale} bits or more</p>
 {texts}
 </html>

@@ -1,13 +1,13 @@
-"""Many models from one file: python run.py sweep --config=FILE [--workdir=DIR] [--shard=I/N] [--config.FIELD=VALUE ...]
+"""Train many models and rank them: python run.py sweep --config=FILE [--workdir=DIR] [--shard=I/N]
 
-The file's sweep() lists the members: a list of dicts, field name → value, each laid over what get_config() returns.
-`rnn_lm.sweeps` helps to make it; experiments/sweeps/learning_rate.py is an example. Each member is a run in a folder of
-its own, for every other verb. On CPUs one member is trained on each core; on a GPU or TPU those that differ in numbers
-only (seed, learning rate, clipping, dropout, ...) are one program, side by side (--config.sweep.mode).
+The file's sweep() returns the members: a list of dicts, field name → value, each applied to the config of get_config().
+`rnn_lm.sweeps` has helpers; experiments/sweeps/learning_rate.py is an example. Each member is a run in its own folder,
+which all other verbs take. On CPUs each core trains one member; on a GPU or TPU, members that differ only in numbers
+(seed, learning rate, clipping, dropout, ...) train at once as one program (--config.sweep.mode).
 
-Started again, it goes on where it stopped; a member that diverges is reported, and the others go on. Members may be
-added to a sweep later. DIR/results.json and results.csv have the members, and the settings ranked over their seeds;
-DIR/plots/ the pictures. For job arrays, N processes with --shard=0/N to N-1/N fill one folder, in any order.
+Run the same command again to resume; sweep() may then return more members. If a member diverges, the others continue.
+DIR/results.json and results.csv list the members and rank the settings over their seeds; DIR/plots/ has the plots. In
+job arrays, N processes with --shard=0/N to N-1/N fill one folder, in any order.
 """
 
 import re
@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags
-from rnn_lm.commands.train import number
+from rnn_lm.commands.screen import listing, number
 from rnn_lm.config import load_sweep
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, short_name
 from rnn_lm.files import alone_in
 from rnn_lm.plots import can_draw
 
-MAX_ROWS = 40  # of the table; results.json has all
+MAX_ROWS = 40  # of the table
 
 
 def define_flags(flags: FlagValues) -> None:
-    define_config_flags(flags, "the sweep's folder; runs/NAME-sweep")
-    about = "I/N: train only members number I, I + N, I + 2N, ... of the list, counted from 0"
-    define(flags, "shard", "0/1", about)
+    define_config_flags(flags, "the sweep's folder (default runs/NAME-sweep for --config=NAME.py)")
+    define(flags, "shard", "0/1", "I/N: train only members I, I + N, I + 2N, ..., counted from 0")
 
 
 def run(flags: FlagValues) -> str:
@@ -48,22 +47,20 @@ def run(flags: FlagValues) -> str:
     result = sweep(config, overrides, workdir, shard=shard, command=command)
     with alone_in(workdir):  # other shards draw too
         pictures = _draw(workdir / "plots", result)
-    files = [str(workdir / RESULTS), str(workdir / TABLE), *map(str, pictures), f"{workdir}/MEMBER/, a run each"]
-    return "\n".join([describe(result), "", "Files: " + "\n       ".join(files)])
+    files = listing(workdir / RESULTS, workdir / TABLE, *pictures, f"{workdir}/MEMBER/ (one run each)")
+    return "\n".join([describe(result), "", files])
 
 
 def parse_shard(text: str) -> tuple[int, int]:
     """`"1/3"` → (1, 3)."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None or int(found[1]) >= int(found[2]):
-        raise UserError(
-            f"--shard={text} is not I/N with I from 0 to N-1, such as --shard=0/3, --shard=1/3, --shard=2/3"
-        )
+        raise UserError(f"--shard={text} is not I/N with I from 0 to N-1, such as --shard=0/3")
     return int(found[1]), int(found[2])
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The ranking of the settings, and what it says."""
+    """The ranking of the settings and remarks on it."""
     members, settings = result["members"], result["settings"]
     split = "test" if any(row["test"] for row in members) else "valid"
     fields = list(dict.fromkeys(field for setting in settings for field in setting["overrides"]))
@@ -77,16 +74,16 @@ def describe(result: dict[str, Any]) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
     if len(settings) > MAX_ROWS:
         lines.append(f"… and {len(settings) - MAX_ROWS} more")
-    counts = {status: [row["status"] for row in members].count(status) for status in ("diverged", "unfinished")}
+    diverged, unfinished = (
+        [row["name"] for row in members if row["status"] == status] for status in ("diverged", "unfinished")
+    )
     lines += ["", f"{len(members)} members; nats are per token, s.e. is the standard error of the mean over the seeds."]
-    if counts["diverged"]:
-        names = [row["name"] for row in members if row["status"] == "diverged"]
-        lines.append(f"{counts['diverged']} diverged: {' '.join(names[:8])}{' …' if len(names) > 8 else ''}")
-    if counts["unfinished"]:
-        lines.append(f"{counts['unfinished']} are not finished yet: other shards have them.")
-    if result["best"]:
-        lines += ["", f"The best on the validation text is {result['best']['name']}. To train it alone:"]
-        lines.append(f"  {result['best']['command']}")
+    if diverged:
+        lines.append(f"{len(diverged)} diverged: {' '.join(diverged[:8])}{' …' if len(diverged) > 8 else ''}")
+    if unfinished:
+        lines.append(f"Members of other shards that are not finished yet: {len(unfinished)}.")
+    if best := result["best"]:
+        lines += ["", f"Best on the validation text: {best['name']}. To train it alone:", f"  {best['command']}"]
     return "\n".join(lines)
 
 

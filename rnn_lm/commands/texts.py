@@ -1,4 +1,4 @@
-"""Which text a verb reads, and what it has that a vocabulary lacks."""
+"""The text that a verb reads, and its tokens that the vocabulary lacks."""
 
 import hashlib
 import sys
@@ -14,18 +14,18 @@ from rnn_lm.runs.load import corpus_of
 
 @dataclass(frozen=True)
 class Text:
-    """What a verb reads: token ids, and what they are."""
+    """Token ids and where they come from."""
 
     split: Split
     name: str
-    part: str  # "test" or "valid", of the run's own corpus; "text" is another one
-    sha256: str  # of the whole text, the run's corpus or the one given
+    part: str  # "test" or "valid" of the run's corpus; "text": another text
+    sha256: str  # of the whole corpus or text
 
 
 def text_of(
     workdir: Path, vocabulary: Vocabulary, paths: Sequence[str], *, strict: bool, or_valid: bool = False
 ) -> Text:
-    """The text that `--text` names, or the run's test split (`or_valid`: validation, if it has none)."""
+    """The text given by `--text`, or the run's test split (`or_valid`: if it is empty, the validation split)."""
     if paths:
         text = read_files(*paths)
         check_known(vocabulary, text, name="the text", strict=strict)
@@ -34,14 +34,14 @@ def text_of(
     try:
         corpus = corpus_of(workdir)
     except UserError as error:
-        raise UserError(f"{error}; another text can be read with --text=FILE") from error
+        raise UserError(f"{error}; to read another text, give --text=FILE") from error
     if or_valid and not corpus.test.tokens:
         return Text(corpus.valid, f"{corpus.name}, validation split", "valid", corpus.sha256)
     return Text(corpus.test, f"{corpus.name}, test split", "test", corpus.sha256)
 
 
 def check_known(vocabulary: Vocabulary, *texts: str, name: str, strict: bool) -> None:
-    """Warns, or refuses if `strict`, where tokens of the texts will be read as `<unk>`."""
+    """Warns (`strict`: raises UserError) if tokens of the texts are not in the vocabulary."""
     unknown = vocabulary.unknown_in(*texts)
     if not unknown:
         return

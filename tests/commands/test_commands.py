@@ -81,13 +81,13 @@ def test_evaluate_warns_where_its_figures_mislead(cli, run_folder, tmp_path, mon
     path = tmp_path / "text.txt"
     path.write_text("the ÄÖÜ" * 20)
     _, _, err = cli("evaluate", "--workdir", run_folder, "--text", path)
-    assert "runs away" not in err and "of the tokens are unknown" not in err
+    assert "diverges" not in err and "of the tokens are unknown" not in err
     path.write_text("the ÄÖÜÄÖÜ" * 20)
     monkeypatch.setattr(inference, "runs_away", lambda carried, reset: True)
     code, out, err = cli("evaluate", "--workdir", run_folder, "--text", path)
     assert code == 0 and json.loads(out)["tokens"] == 199
     assert "warning: 60% of the tokens are unknown to the vocabulary" in err
-    assert "warning: carried through the text the state runs away" in err and "largest values |h| = " in err
+    assert "warning: the state diverges over the text" in err and "largest values |h| = " in err
 
 
 def test_the_final_screen_says_what_to_make_of_the_figures(run_folder):
@@ -101,9 +101,9 @@ def test_the_final_screen_says_what_to_make_of_the_figures(run_folder):
     assert "n-gram" in describe(good, run_folder) and "n-gram" not in describe(older, run_folder)
     away = dict(summary, test=summary["test"] | {"runs_away": True})
     for given, remark in [
-        (bad, "It does not yet beat token frequencies"),
-        (worse_than_counting, "It does not yet beat counting"),
-        (away, "its state runs away: reset every 1000 tokens, the perplexity is"),
+        (bad, "It does not beat token frequencies yet"),
+        (worse_than_counting, "It does not beat the n-gram model yet"),
+        (away, "the state diverges. Reset every 1000 tokens, the perplexity is"),
     ]:
         assert remark in describe(given, run_folder) and remark not in describe(good, run_folder)
 
@@ -167,7 +167,7 @@ def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):
         (["evaluate"], "--workdir is missing"),
         (["evaluate", "--workdir=none"], "--workdir=none holds no run"),
         (["evaluate", "--workdir=RUN", "--reset_every=0"], "--reset_every is 0"),
-        (["evaluate", "--workdir=RUN", "--reset_every=9", "--dynamic"], "exclude each other"),
+        (["evaluate", "--workdir=RUN", "--reset_every=9", "--dynamic"], "--reset_every cannot be used with --dynamic"),
         (["evaluate", "--workdir=RUN", "--text=none.txt"], "none.txt: no such file"),
         (["evaluate", "--workdir=RUN", "--text", CHAR, "--strict"], "the vocabulary lacks"),
         (["generate", "--workdir=RUN", "--prompt="], "--prompt is empty"),

@@ -63,7 +63,7 @@ def test_a_file_of_empty_lines_has_nothing_to_score(cli, run_folder, tmp_path):
     path = tmp_path / "lines.txt"
     path.write_text("\n\n")
     code, rows, err = cli("score", f"--workdir={run_folder}", f"--text={path}")
-    assert (code, rows) == (2, []) and "no line in it that is not empty" in err
+    assert (code, rows) == (2, []) and "has only empty lines" in err
 
 
 def test_surprise_is_told_token_by_token(cli, run_folder, tmp_path):

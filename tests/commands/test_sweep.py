@@ -57,7 +57,7 @@ def test_the_screen_has_a_ranking_and_a_command_that_trains_the_best_again(swept
         ["2", "0.001", "2/2"],
         ["3", "1e+09", "0/1"],
     ]
-    assert "1 diverged: learning_rate=1e+09" in out and "are not finished yet" not in out
+    assert "1 diverged: learning_rate=1e+09" in out and "not finished yet" not in out
     result = json.loads((folder / "results.json").read_text())
     best = min((row for row in result["members"] if row["valid"]), key=lambda row: row["valid"]["nll"])
     assert result["best"]["name"] == best["name"] and "learning_rate=0.01,seed=" in best["name"]
@@ -129,7 +129,7 @@ def test_mistakes_are_one_line_and_leave_all_as_it_is(swept, flags, cli, tmp_pat
     for arguments, message in [
         (["sweep"], "--config is missing"),
         (["sweep", f"--config={tmp_path / 'none.py'}"], "has no sweep() that returns a list of dicts"),
-        (given("return []"), "its sweep() lists no members"),
+        (given("return []"), "sweep() returns no members"),
         (given("return 5"), "has no sweep() that returns a list of dicts"),
         (given("return [{'seed': 1}, 3]"), "has no sweep() that returns a list of dicts"),
         (given("return sweeps.zip(sweeps.seeds(1), sweeps.choice('steps', [1, 2]))"), "sweeps of one length"),
@@ -181,4 +181,4 @@ def test_settings_are_ranked_by_their_mean_and_those_that_diverge_come_last():
     rows[2]["test"], rows[3]["test"] = rows[2]["valid"], rows[3]["valid"] | {"nll": None, "bits_per_char": None}
     assert settings_of(rows)[1]["test"]["nll_standard_error"] is None  # the state ran away in the test text
     shown = describe({"members": rows, "settings": ranked, "best": None})
-    assert "1 diverged: x" in shown and "2 are not finished yet" in shown
+    assert "1 diverged: x" in shown and "not finished yet: 2." in shown
