@@ -8,8 +8,12 @@ class UserError(ValueError):
     """A mistake that the user can mend. The message is one line and says how; commands print it and exit with 2."""
 
 
+class Unreadable(UserError):
+    """A file that is missing or damaged, so it may be replaced."""
+
+
 class NewerFormat(UserError):
-    """A file that a newer version wrote: not damaged, so nobody may replace it."""
+    """A file that a newer version wrote: not damaged, so it may not be replaced."""
 
 
 class Diverged(ArithmeticError):

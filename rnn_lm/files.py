@@ -11,7 +11,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
-from rnn_lm.errors import NewerFormat, UserError
+from rnn_lm.errors import NewerFormat, Unreadable
 
 FORMAT = 1  # of what this version writes; 0 is what had no number yet, and all else in it is the same
 
@@ -72,14 +72,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of ours.
 
     Raises:
-      UserError: where there is none; NewerFormat where a newer version wrote it.
+      Unreadable: the file is missing or damaged.
+      NewerFormat: a newer version wrote it.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise Unreadable(f"{path} cannot be read: {error}") from error
     check_format(path, value.pop("format", 0))
     return value
 
@@ -88,16 +89,16 @@ def read_if_there(path: Path) -> dict[str, Any] | None:
     """`read_json` of a file that another process may just be taking away."""
     try:
         return read_json(path)
-    except UserError as error:
+    except Unreadable as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
 
 
 def check_format(what: Path | str, number: Any, newest: int = FORMAT) -> None:
-    """Raises NewerFormat, or UserError where the number is none."""
+    """Raises NewerFormat, or Unreadable if the number is not a format."""
     if type(number) is not int or number < 0:
-        raise UserError(f"{what} is damaged: its format is {number!r}")
+        raise Unreadable(f"{what} is damaged: its format is {number!r}")
     if number > newest:
         raise NewerFormat(
             f"{what} has format {number}, and this version of rnn_lm reads formats up to {newest}; use a newer rnn_lm"
