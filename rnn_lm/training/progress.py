@@ -11,7 +11,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Display:
-    """What the training loop reports to; this one shows nothing."""
+    """A display of the training loop's reports. This one shows nothing."""
 
     train_perplexity: float | None = None
     valid_perplexity: float | None = None
@@ -80,7 +80,7 @@ class SweepDisplay(_Bar):
     """A sweep's finished members, its tokens, tokens per second and remaining time."""
 
     def __init__(self, members: int, tokens: int):
-        """Counts the members that are still to train, and the tokens that they train on in all."""
+        """`tokens`: those of all these members, including what earlier processes trained."""
         self._members, self._finished = members, 0
         self._now = self._trained = 0  # tokens; the second without those of earlier processes
         self._first: tuple[float, int] | None = None  # the time and the trained tokens at the first update
