@@ -87,7 +87,7 @@ class Checkpoints:
         return arrays, notes["notes"]
 
     def close(self) -> None:
-        """Closes the folder, after pending writes."""
+        """Finishes pending writes."""
         with self._writing():
             self._manager.close()
 

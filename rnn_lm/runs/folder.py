@@ -25,10 +25,7 @@ MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "sweep.mode")
 
 
 def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus, *, named: Path | None = None) -> None:
-    """Raises UserError unless `workdir` is absent, empty, or the folder of this run.
-
-    `named` is the folder that the user named, if the run is a member in it.
-    """
+    """Raises UserError unless `workdir` is absent, empty, or this run's. `named`: of a member, the sweep's folder."""
     if not (workdir / CONFIG).exists():
         check_only(workdir, {VOCABULARY, CONFIG}, "a run", named)  # a killed process may have written no config
     elif different := _differences(workdir, config, corpus):
@@ -44,7 +41,7 @@ def check_only(workdir: Path, names: set[str], what: str, named: Path | None = N
         raise UserError(f"--workdir={workdir} is a file; {hint}")
     ours = names | {temporary_name(Path(name)).name for name in names}
     if workdir.is_dir() and (others := {path.name for path in workdir.iterdir()} - ours):
-        raise UserError(f"--workdir={workdir} is not empty and not {what}, as it has {min(others)}; {hint}")
+        raise UserError(f"--workdir={workdir} is not empty and not {what} (it has {min(others)}); {hint}")
 
 
 @contextmanager
@@ -56,9 +53,7 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"another process is training in --workdir={workdir}; wait, or give another folder"
-            ) from error
+            raise UserError(f"another process is training in --workdir={workdir}; wait or give another") from error
         try:
             yield
         finally:
@@ -87,7 +82,7 @@ def _differences(workdir: Path, config: ConfigDict, corpus: Corpus) -> list[str]
     old, sha256 = read_config(workdir)
     ignored = {"corpus.source", "corpus.path", *MAY_CHANGE}
     if config.optimizer.schedule == "plateau":
-        ignored.discard("eval_every")  # it counts evaluations
+        ignored.discard("eval_every")  # this schedule counts evaluations
     pairs = {name: (get_field(old, name), get_field(config, name)) for name in FIELDS if name not in ignored}
     different = [f"{name} is {a!r} there, {b!r} here" for name, (a, b) in pairs.items() if a != b]
     if sha256 != corpus.sha256:
@@ -96,7 +91,7 @@ def _differences(workdir: Path, config: ConfigDict, corpus: Corpus) -> list[str]
 
 
 def another_folder(workdir: Path) -> str:
-    """The advice at the end of an error message."""
+    """The advice in an error message about a folder that is in use."""
     return f"give another folder, such as --workdir={free_folder(workdir)}"
 
 

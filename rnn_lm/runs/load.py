@@ -64,17 +64,14 @@ def _mixture(workdir: Path, network: LanguageModel) -> Mixture:
         kept = read_json(workdir / MIXTURE)
     with suppress(KeyError, ValueError, TypeError):
         weights = np.array(kept["weights"], float)
-        if (
-            kept["network"] == fingerprint
-            and weights.shape == (ngram.order * BUCKETS,)
-            and abs(weights - 0.5).max() < 0.5
-        ):
+        valid = weights.shape == (ngram.order * BUCKETS,) and abs(weights - 0.5).max() < 0.5
+        if valid and kept["network"] == fingerprint:
             return Mixture(network, ngram, weights)
     ids = corpus_of(workdir).valid.ids
     if len(ids) < 2:
         raise UserError(f"--workdir={workdir} has no validation text to fit the mixture's weights on; leave out --mix")
     weights = fit_weights(network, ngram, ids[:MAX_MIXTURE_TOKENS])
-    with suppress(OSError):  # of a folder that is read-only
+    with suppress(OSError):  # the folder may be read-only
         write_json(workdir / MIXTURE, {"network": fingerprint, "weights": weights.tolist()})
     return Mixture(network, ngram, weights)
 

@@ -36,7 +36,7 @@ class Member:
 
 
 def members_of(config: ConfigDict, sweep: Iterable[dict[str, Any]], workdir: Path) -> list[Member]:
-    """The members of a sweep: for each, `config` with its overrides and a folder in `workdir`.
+    """The members of a sweep, each with `config`, its overrides and a folder in `workdir`.
 
     Raises:
       UserError: a member is invalid, or two have the same name.

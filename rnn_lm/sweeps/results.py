@@ -34,10 +34,7 @@ def check_sweep_folder(workdir: Path, members: Sequence[Member]) -> None:
 
 
 def write_results(workdir: Path, members: Sequence[Member], command: Sequence[str]) -> dict[str, Any]:
-    """Collects the results of the members, writes them, and returns the content of `results.json`.
-
-    `command` trains the config without overrides.
-    """
+    """Writes the members' results. Returns those of `results.json`. `command` trains the config without overrides."""
     workdir.mkdir(parents=True, exist_ok=True)
     with alone_in(workdir):
         rows = [row_of(member) for member in members]
@@ -115,7 +112,7 @@ def row_of(member: Member) -> dict[str, Any]:
     summary = read_summary(member.workdir)
     if summary is None or summary["steps"] < member.config.steps:
         return row
-    if summary["valid"]["perplexity"] is None:  # exp of the loss overflows
+    if summary["valid"]["perplexity"] is None:  # the training losses were finite, this is not
         diverged = {"step": summary["best_step"], "what": "the validation perplexity"}
         return row | {"status": "diverged", "diverged": diverged}
     for split in ("valid", "test"):

@@ -35,7 +35,7 @@ RESULT = "compare.json"
 NETWORKS = ("mlp", "elman", "gru", "lstm")
 EMBED_DIM = 32  # of the MLP if model.embed_dim is 0
 MAX_CONTEXT = 128  # tokens, the longest context in `use_of_context`
-WINDOWS, MAX_SCORES = 2**14, 2**30  # at most, of the text and of its logits
+WINDOWS, MAX_SCORES = 2**14, 2**30  # at most, in `use_of_context`; MAX_SCORES are logits
 
 
 def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any] = lambda what: None) -> dict[str, Any]:

@@ -34,8 +34,8 @@ from rnn_lm.training.progress import SweepDisplay
 from rnn_lm.training.run import Run
 from rnn_lm.training.train import prepare, remarks
 
-# Members are trained at once on an accelerator if h w_hh of one needs fewer operations: a large GPU does as many, in
-# float32, in the 5 µs that it takes to start a kernel.
+# On an accelerator, members are trained at once if h w_hh of one needs at most this many operations. A large GPU does
+# as many, in float32, in the 5 µs that it takes to start a kernel.
 MAX_OPERATIONS = 250e6
 
 

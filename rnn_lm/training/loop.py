@@ -22,7 +22,7 @@ from rnn_lm.training.progress import Display
 from rnn_lm.training.run import Run
 from rnn_lm.training.step import Means, train_steps
 
-DISPATCH_SECONDS = 0.5  # hides the cost of Python, yet allows to stop and to show progress
+DISPATCH_SECONDS = 0.5  # long enough to hide the cost of Python, short enough to stop and to show progress
 EVAL_STREAMS = 32  # parallel streams of an evaluation during training
 SAMPLE_PROMPT, SAMPLE_LENGTH = 32, 300  # tokens
 
@@ -44,10 +44,7 @@ class Stopwatch:
 
 
 class Trainer:
-    """Trains one or more runs of the same program, all at once.
-
-    Runs may resume from different steps. Those ahead wait for the others.
-    """
+    """Trains runs that share a program, all at once. Runs that resume from a later step wait for the others."""
 
     def __init__(self, runs: Sequence[Run], batches: Batches, *, started: float = rnn_lm.STARTED):
         """Opens the folders of the runs. Their summaries count seconds from `started`."""
@@ -112,7 +109,7 @@ class Trainer:
         return train_steps.lower(self.state, np.int32(0), self._batches, self._numbers(), **self._static).compile()
 
     def close(self) -> None:
-        """Closes the folders of the runs, after pending writes."""
+        """Finishes pending writes and closes the files of the runs."""
         self._opened.close()
 
     def _numbers(self) -> Any:

@@ -55,7 +55,7 @@ def seconds_of_parts(trace: Path, program: str) -> dict[str, float]:
         operation = event.get("args", {}).get("hlo_op")
         if operation and operation not in loops:
             scope = scopes.get(operation, "")
-            *names, _ = re.split(r"[/()]+", scope)  # the last is the operation
+            *names, _ = re.split(r"[/()]+", scope)  # the last is the operation, perhaps a gather
             parts = [name for name in names if name in PARTS] or ["other"]
             times[parts[-1] + (" backward" if "transpose" in names else "")] += event["dur"] / 1e6
     return dict(times.most_common())

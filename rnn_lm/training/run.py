@@ -45,10 +45,7 @@ class Best:
 
 
 class Run:
-    """A run in progress.
-
-    If it has `ended`, done or diverged in an earlier process, nothing in its folder changes.
-    """
+    """A run in progress. If it has `ended`, done or diverged in an earlier process, its folder does not change."""
 
     def __init__(self, config: ConfigDict, workdir: Path, corpus: Corpus, *, alone: bool = True):
         """`alone`: the only run of this process; it is trained even if its folder says that it has ended."""
@@ -92,7 +89,7 @@ class Run:
         return state
 
     def close(self) -> None:
-        """Closes the folder, after pending writes."""
+        """Finishes pending writes and closes the files."""
         if not self.ended:
             self._record.close()
             self._checkpoints.close()

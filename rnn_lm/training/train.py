@@ -1,4 +1,4 @@
-"""Training: from a config to the folder of a run that is done."""
+"""Training: a config → the folder of a run."""
 
 import sys
 import threading

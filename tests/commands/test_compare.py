@@ -120,7 +120,7 @@ def test_mistakes_are_one_line(compared, flags, tmp_path, capsys):
     for arguments, message in [
         (["compare"], "--config is missing"),
         ([*flags, "--config.seed=1"], f"seed is 0 there, 1 here; give another folder, such as --workdir={folder}-2"),
-        ([*flags[:2], f"--workdir={other}"], "is not empty and not a comparison, as it has config.json; give another folder"),
+        ([*flags[:2], f"--workdir={other}"], "is not empty and not a comparison (it has config.json); give another"),
         ([*flags[:2], f"--workdir={other / 'config.json'}"], "is a file; give another folder, such as"),
         ([*flags, "--config.steps=10"], "trains for 20 steps; set --config.steps to at least that, or"),
         ([*flags[:2], f"--workdir={tmp_path}/new", "--config.model.num_hiddens=300000"], "out of memory"),

@@ -142,8 +142,8 @@ def test_mistakes_are_one_line_and_leave_all_as_it_is(swept, flags, cli, tmp_pat
         ([*flags, "--shard=a"], "--shard=a"),
         ([*flags, "--config.batch_size=2"], "belongs to another config: batch_size is 4 there, 2 here"),
         ([*given("return sweeps.seeds(2)")[:2], flags[2]], "belongs to another sweep: 5 of its members"),
-        ([*flags[:2], f"--workdir={tmp_path}"], "is not empty and not this sweep, as it has"),
-        ([*flags[:2], f"--workdir={tmp_path / 'file'}"], "is a file; give a folder"),
+        ([*flags[:2], f"--workdir={tmp_path}"], "is not empty and not this sweep (it has"),
+        ([*flags[:2], f"--workdir={tmp_path / 'file'}"], "is a file; give another folder"),
         ([*flags, "--config.sweep.mode=vamp"], "did you mean 'vmap'"),
     ]:
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
