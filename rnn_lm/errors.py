@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake that the user can fix. The message is one line and says how; commands exit with 2."""
 
 
+class Unreadable(UserError):
+    """A file that is missing or damaged, so it may be replaced."""
+
+
 class NewerFormat(UserError):
     """A file written by a newer version: not damaged, so it must not be replaced."""
 

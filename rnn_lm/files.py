@@ -11,7 +11,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
-from rnn_lm.errors import NewerFormat, UserError
+from rnn_lm.errors import NewerFormat, Unreadable
 
 FORMAT = 1  # written by this version; 0: files without a number, otherwise the same
 
@@ -69,13 +69,13 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a `write_json` file; raises UserError if it cannot be read, NewerFormat if a newer version wrote it."""
+    """Reads a `write_json` file; raises Unreadable if it is missing or damaged, or NewerFormat."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise Unreadable(f"{path} cannot be read: {error}") from error
     check_format(path, value.pop("format", 0))
     return value
 
@@ -84,16 +84,16 @@ def read_if_there(path: Path) -> dict[str, Any] | None:
     """`read_json`, or None if the file does not exist (another process may have removed it)."""
     try:
         return read_json(path)
-    except UserError as error:
+    except Unreadable as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
 
 
 def check_format(what: Path | str, number: Any, newest: int = FORMAT) -> None:
-    """Raises NewerFormat for a format above `newest`, UserError for one that is no format."""
+    """Raises NewerFormat for a format above `newest`, Unreadable for one that is no format."""
     if type(number) is not int or number < 0:
-        raise UserError(f"{what} is damaged: its format is {number!r}")
+        raise Unreadable(f"{what} is damaged: its format is {number!r}")
     if number > newest:
         raise NewerFormat(f"{what} has format {number}, this rnn_lm reads formats up to {newest}; use a newer rnn_lm")
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from rnn_lm.errors import NewerFormat, UserError, unknown_name
+from rnn_lm.errors import NewerFormat, Unreadable, UserError, unknown_name
 from rnn_lm.files import FORMAT, check_format, write_bytes
 
 MAX_ORDER = 10
@@ -143,7 +143,8 @@ class NGramLM:
         """What `save` kept.
 
         Raises:
-          UserError: where the file is missing or damaged; NewerFormat where a newer version wrote it.
+          Unreadable: the file is missing or damaged.
+          NewerFormat: a newer version wrote it.
         """
         try:
             with np.load(io.BytesIO(path.read_bytes())) as file:
@@ -158,7 +159,7 @@ class NGramLM:
         except NewerFormat:
             raise
         except Exception as error:  # zip, zlib and numpy each have their own
-            raise UserError(
+            raise Unreadable(
                 f"{path}: no n-gram model can be read ({error}); delete it to have it counted again"
             ) from error
         return cls(levels, **settings)

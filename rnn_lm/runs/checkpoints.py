@@ -1,6 +1,6 @@
 """Checkpoints by orbax: the three latest and the best, every array verified by its SHA-256.
 
-All of orbax that the project uses is used here, because its API changes between releases.
+Only this module uses orbax, whose API changes between releases.
 """
 
 import hashlib
@@ -24,22 +24,21 @@ KEEP_LATEST = 3
 
 
 class Checkpoints:
-    """The folder `checkpoints/STEP/` of a run.
+    """The checkpoints of a run, each in `checkpoints/STEP/`.
 
-    A checkpoint is a pytree of arrays and a small JSON dictionary, its `notes`, saved in one atomic step. The notes
-    name the best step so far under "best": {"step": …}; that one is kept for as long as it is the best.
+    A checkpoint is a pytree of arrays and a JSON dictionary, its `notes`, saved atomically. The notes name the best
+    step so far as "best": {"step": …}; the best checkpoint is kept.
     """
 
-    # Orbax counts what it does in one number a process, by which its threads find each other: two of them that save at
-    # once wait for ever, or write where there is no folder yet.
+    # Orbax has one operation counter per process, so saves in two threads can deadlock or miss a folder.
     _one_at_a_time = threading.RLock()
 
     def __init__(self, folder: Path, *, read_only: bool = False, background: bool = True):
-        """`background`: saving goes on while the caller does, which only one in a process may want."""
+        """`background`: save while the caller goes on; at most one object of a process may do so."""
         self.folder = folder
-        self._best: int | None = None  # as of the last save
+        self._best: int | None = None  # at the last save
         verbosity = logging.get_verbosity()
-        logging.set_verbosity(min(verbosity, logging.ERROR))  # it warns of read_only, which is what we want
+        logging.set_verbosity(min(verbosity, logging.ERROR))  # orbax warns about read_only
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self, read_only=read_only, create=not read_only, enable_async_checkpointing=background
         )
@@ -48,28 +47,28 @@ class Checkpoints:
         logging.set_verbosity(verbosity)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """Orbax's `PreservationPolicy`: which of the checkpoints, in order of step, are to stay."""
+        """Orbax's `PreservationPolicy`: whether to keep each of the checkpoints, which are ordered by step."""
         del context
         latest = len(checkpoints) - KEEP_LATEST
         return [i >= latest or checkpoint.step == self._best for i, checkpoint in enumerate(checkpoints)]
 
     def save(self, step: int, tree: Any, notes: dict[str, Any]) -> None:
-        """Copies the arrays and writes them."""
+        """Writes a copy of the arrays."""
         arrays = {name: np.array(array) for name, array in named_leaves(tree).items()}
         sha256 = {name: _sha256(array) for name, array in arrays.items()}
         self._best = notes["best"]["step"]
         record: dict[str, Any] = {"format": FORMAT, "notes": notes, "sha256": sha256}
         record["sha256_of_notes"] = _sha256_of_json(record)
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(record))
-        with self._failures_told():
+        with self._writing():
             self._manager.save(step, args=items)
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of."""
+        """The steps that have a checkpoint."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int:
-        """The step that the latest checkpoint names the best; itself, where none was evaluated or that one is gone."""
+        """The best step, or the latest step if none was evaluated or the best checkpoint is missing."""
         *_, latest = steps = self.steps()
         best = self._notes(latest)["notes"]["best"]["step"]
         return best if best in steps else latest
@@ -78,43 +77,43 @@ class Checkpoints:
         """The arrays of a checkpoint by name, and its notes.
 
         Raises:
-          UserError: where a file is missing or damaged, or an array is not the one that was saved.
+          UserError: a file is missing or damaged, or the SHA-256 of an array differs.
         """
         notes = self._notes(step)
         restored = self._restore(step, arrays=ocp.args.StandardRestore())["arrays"]
         arrays = {name: np.asarray(array) for name, array in restored.items()}
         if notes["sha256"] != {name: _sha256(array) for name, array in arrays.items()}:
-            raise self._damaged(step, "an array is not what was saved, by its SHA-256")
+            raise self._damaged(step, "the SHA-256 of an array differs")
         return arrays, notes["notes"]
 
     def close(self) -> None:
-        """Waits for what is still being written."""
-        with self._failures_told():
+        """Finishes pending writes."""
+        with self._writing():
             self._manager.close()
 
     def _notes(self, step: int) -> dict[str, Any]:
         notes = dict(self._restore(step, notes=ocp.args.JsonRestore())["notes"])
         check_format(self.folder / str(step), notes.get("format", 0))
         if notes.pop("sha256_of_notes", None) != _sha256_of_json(notes):
-            raise self._damaged(step, "the notes are not what was saved, by their SHA-256")
+            raise self._damaged(step, "the SHA-256 of its notes differs")
         return notes
 
     def _restore(self, step: int, **args: Any) -> Any:
         try:
             with self._one_at_a_time:
                 return self._manager.restore(step, args=ocp.args.Composite(**args))
-        except Exception as error:  # orbax, tensorstore and json each have their own
+        except Exception as error:  # of orbax, tensorstore or json
             raise self._damaged(step, type(error).__name__) from error
 
     def _damaged(self, step: int, why: str) -> UserError:
         return UserError(
             f"{self.folder / str(step)}: the checkpoint is damaged ({why}); "
-            "delete that folder to go on from the one before it"
+            "delete that folder to resume from the checkpoint before it"
         )
 
     @contextmanager
-    def _failures_told(self) -> Iterator[None]:
-        """What fails while orbax writes, perhaps in the background, is something that cannot be written."""
+    def _writing(self) -> Iterator[None]:
+        """Raises UserError if a write fails, perhaps an earlier one in the background."""
         try:
             with self._one_at_a_time:
                 yield
@@ -123,11 +122,11 @@ class Checkpoints:
 
 
 def fill_tree(template: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The restored arrays in the structure of `template`, whose leaves say what shapes they must have."""
+    """The restored arrays in the structure of `template`, whose shapes and types they must have."""
     leaves = []
     for name, leaf in named_leaves(template).items():
         if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype):
-            raise UserError(f"the checkpoint does not fit this model: {name} is missing or of another shape or type")
+            raise UserError(f"the checkpoint does not fit this model: {name} is missing or has another shape or type")
         leaves.append(jax.numpy.asarray(arrays[name]))
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 

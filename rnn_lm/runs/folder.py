@@ -1,4 +1,4 @@
-"""The folder of a run: which files it has, whose it is, and whether it is done."""
+"""The folder of a run: its files, its config, and whether it is done."""
 
 import fcntl
 import os
@@ -16,61 +16,37 @@ from rnn_lm.fields import FIELDS, get_field
 from rnn_lm.files import read_if_there, read_json, temporary_name, write_json
 from rnn_lm.plugins import IMPORTED
 
-CONFIG, VOCABULARY, METRICS, SAMPLES, SUMMARY, DIVERGED, NGRAM, MIXTURE, CHECKPOINTS = (
-    "config.json",
-    "vocabulary.json",
-    "metrics.jsonl",
-    "samples.txt",
-    "summary.json",
-    "diverged.json",
-    "ngram.npz",
-    "mixture.json",
-    "checkpoints",
-)
-# What a kill may leave of a folder that has no config yet.
-BEFORE_CONFIG = {VOCABULARY, *(temporary_name(Path(name)).name for name in (VOCABULARY, CONFIG))}
-# A run may go on with other values of these; all else must stay.
+CONFIG, VOCABULARY, CHECKPOINTS = "config.json", "vocabulary.json", "checkpoints"
+METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
+SUMMARY, DIVERGED = "summary.json", "diverged.json"
+NGRAM, MIXTURE = "ngram.npz", "mixture.json"
+# Fields that may change when a run is resumed.
 MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "sweep.mode")
 
 
 def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus, *, named: Path | None = None) -> None:
-    """Raises UserError where `workdir` cannot be the folder of this run: it is to be absent, empty, or this run's.
-
-    `named` is the --workdir that was given, where the run's folder is one of those in it.
-    """
-    free = free_folder(named or workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder, such as {free}")
-    if (workdir / CONFIG).exists():
-        if different := _differences(workdir, config, corpus):
-            raise UserError(
-                f"--workdir={workdir} belongs to another config: {'; '.join(different)}; "
-                f"give a free folder, such as --workdir={free}"
-            )
-    elif workdir.is_dir() and {path.name for path in workdir.iterdir()} - BEFORE_CONFIG:
+    """Raises UserError unless `workdir` is absent, empty, or this run's. `named`: of a member, the sweep's folder."""
+    if not (workdir / CONFIG).exists():
+        check_only(workdir, {VOCABULARY, CONFIG}, "a run", named)  # a killed process may have written no config
+    elif different := _differences(workdir, config, corpus):
         raise UserError(
-            f"--workdir={workdir} holds other things than a run; give a free folder, such as --workdir={free}"
+            f"--workdir={workdir} belongs to another config: {'; '.join(different)}; {another_folder(named or workdir)}"
         )
 
 
-def check_only(workdir: Path, ours: set[str], what: str) -> None:
-    """Raises UserError where `workdir` is not a folder, or one with other things in it than those of `what`."""
-    free = free_folder(workdir)
+def check_only(workdir: Path, names: set[str], what: str, named: Path | None = None) -> None:
+    """Raises UserError unless `workdir` is absent, or a folder with nothing but the files of `what`."""
+    hint = another_folder(named or workdir)
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder, such as {free}")
+        raise UserError(f"--workdir={workdir} is a file; {hint}")
+    ours = names | {temporary_name(Path(name)).name for name in names}
     if workdir.is_dir() and (others := {path.name for path in workdir.iterdir()} - ours):
-        raise UserError(
-            f"--workdir={workdir} holds other things than {what}, such as {min(others)}; "
-            f"give a free folder, such as --workdir={free}"
-        )
+        raise UserError(f"--workdir={workdir} is not empty and not {what} (it has {min(others)}); {hint}")
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Makes the folder, if need be, and keeps other processes from training in it meanwhile.
-
-    A folder that is still empty in the end is taken away again.
-    """
+    """Creates the folder and locks it against other processes. Removes it at the end if it is empty."""
     workdir.mkdir(parents=True, exist_ok=True)
     handle = os.open(workdir, os.O_RDONLY)
     try:
@@ -84,29 +60,29 @@ def locked(workdir: Path) -> Iterator[None]:
             if not any(workdir.iterdir()):
                 workdir.rmdir()
     finally:
-        os.close(handle)  # which unlocks
+        os.close(handle)  # unlocks
 
 
 def write_identity(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
-    """What the folder's run is, `config.json` and `vocabulary.json`; and that it is not over."""
+    """Writes `config.json` and `vocabulary.json`, and removes the files of a run that has ended."""
     resolved = config.to_dict()
     resolved["corpus"]["sha256"] = corpus.sha256
-    if config.corpus.path:  # so that it is found from any folder
+    if config.corpus.path:  # valid from any folder
         resolved["corpus"]["path"] = os.path.abspath(os.path.expanduser(config.corpus.path))
-    if IMPORTED:  # no part of what the run is, but who reads it may need them
+    if IMPORTED:  # for those who load the run
         resolved["import"] = IMPORTED
     write_json(workdir / VOCABULARY, corpus.vocabulary.to_json())
     write_json(workdir / CONFIG, resolved)
-    for over in (SUMMARY, DIVERGED):
-        (workdir / over).unlink(missing_ok=True)
+    for name in (SUMMARY, DIVERGED):
+        (workdir / name).unlink(missing_ok=True)
 
 
 def _differences(workdir: Path, config: ConfigDict, corpus: Corpus) -> list[str]:
-    """Fields in which the folder's config differs from this one, the corpus being what its text is."""
+    """The fields that differ from the folder's config. Corpora are compared by their text."""
     old, sha256 = read_config(workdir)
     ignored = {"corpus.source", "corpus.path", *MAY_CHANGE}
     if config.optimizer.schedule == "plateau":
-        ignored.discard("eval_every")  # the schedule counts evaluations
+        ignored.discard("eval_every")  # this schedule counts evaluations
     pairs = {name: (get_field(old, name), get_field(config, name)) for name in FIELDS if name not in ignored}
     different = [f"{name} is {a!r} there, {b!r} here" for name, (a, b) in pairs.items() if a != b]
     if sha256 != corpus.sha256:
@@ -114,8 +90,13 @@ def _differences(workdir: Path, config: ConfigDict, corpus: Corpus) -> list[str]
     return different
 
 
+def another_folder(workdir: Path) -> str:
+    """The advice in an error message about a folder that is in use."""
+    return f"give another folder, such as --workdir={free_folder(workdir)}"
+
+
 def free_folder(workdir: Path) -> Path:
-    """A name like this one that is not taken."""
+    """A folder with a similar name that does not exist."""
     number = 2
     while (free := beside(workdir, f"{workdir.resolve().name or 'run'}-{number}")).exists():
         number += 1
@@ -123,7 +104,7 @@ def free_folder(workdir: Path) -> Path:
 
 
 def beside(workdir: Path, name: str) -> Path:
-    """A neighbour of a folder, by a path as absolute or relative as its own."""
+    """The path of `name` next to a folder, absolute or relative as the folder's."""
     path = workdir.resolve().parent / name
     return path if workdir.is_absolute() else Path(os.path.relpath(path))
 
@@ -132,10 +113,10 @@ def read_config(workdir: Path) -> tuple[ConfigDict, str]:
     """A run's config, and the SHA-256 of its corpus.
 
     Raises:
-      UserError: where the folder holds no run.
+      UserError: the folder holds no run.
     """
     if not (workdir / CONFIG).is_file():
-        raise UserError(f"--workdir={workdir} holds no run ({CONFIG} is not there); train one with --config first")
+        raise UserError(f"--workdir={workdir} holds no run ({CONFIG} is missing); train one with --config first")
     value = read_json(workdir / CONFIG)
     value.pop("import", None)
     try:
@@ -146,16 +127,16 @@ def read_config(workdir: Path) -> tuple[ConfigDict, str]:
 
 
 def read_summary(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a finished run; None where it has not finished."""
+    """The summary of a run; None if the run is not done."""
     return read_if_there(workdir / SUMMARY)
 
 
 def read_diverged(workdir: Path) -> dict[str, Any] | None:
-    """Where the run's training diverged, and what is not finite; None where it has not."""
+    """The step at which a run diverged, and what was not finite; None if the run has not diverged."""
     return read_if_there(workdir / DIVERGED)
 
 
 def has_ended(workdir: Path, steps: int) -> bool:
-    """Whether a run of so many steps has finished, or diverged."""
+    """Whether a run of so many steps is done or has diverged."""
     summary = read_summary(workdir)
     return read_diverged(workdir) is not None or (summary is not None and summary["steps"] >= steps)

@@ -14,7 +14,7 @@ _SAMPLE_STEP = re.compile(rb"^=== step (\d+), ", re.MULTILINE)
 
 
 class Record:
-    """Appends to a run's files. Opened at a step, it first cuts off what they say about later ones."""
+    """Appends to the files of a run. Opening it at a step removes the lines of later steps."""
 
     def __init__(self, workdir: Path, step: int):
         self._metrics = workdir / METRICS
@@ -25,7 +25,7 @@ class Record:
         self._events = _event_writer(workdir, purge_step=step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
-        """One line of metrics.jsonl; its numbers go to TensorBoard as well."""
+        """Appends a line to metrics.jsonl and its numbers to the TensorBoard events."""
         _append(self._metrics, dumps(line) + "\n")
         if self._events is not None:
             for name, value in line.items():
@@ -33,7 +33,7 @@ class Record:
                     self._events.add_scalar(f"{line['split']}/{name}", value, line["step"])
 
     def write_sample(self, step: int, perplexity: float, text: str) -> None:
-        """One sample, under a heading."""
+        """Appends a sample to samples.txt."""
         _append(self._samples, f"{_SAMPLE.format(step=step, perplexity=perplexity)}\n{text}\n\n")
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class Record:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; one that a crash cut short is left out."""
+    """The lines of a run's metrics.jsonl, without a line that a crash cut short."""
     path = workdir / METRICS
     lines = []
     for text in path.read_bytes().splitlines() if path.exists() else []:
@@ -54,7 +54,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _samples_until(path: Path, step: int) -> bytes:
-    """Bytes, because a crash may have cut the text inside a character."""
+    """The samples up to `step`, as bytes because a crash may have cut a character."""
     text = path.read_bytes() if path.exists() else b""
     later = (match.start() for match in _SAMPLE_STEP.finditer(text) if int(match[1]) > step)
     return text[: next(later, len(text))]
@@ -66,7 +66,7 @@ def _append(path: Path, text: str) -> None:
 
 
 def _event_writer(workdir: Path, purge_step: int) -> Any:
-    """TensorBoard's writer, or None where tensorboardX is not installed."""
+    """TensorBoard's writer, or None if tensorboardX is not installed."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

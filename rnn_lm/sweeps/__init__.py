@@ -1,4 +1,4 @@
-"""Many runs from one file. What a config file's `sweep()` is made of stands here: `sweeps.choice`, `sweeps.seeds`, …"""
+"""Many runs from one config file, with the functions for its `sweep()`: `sweeps.choice`, `sweeps.seeds`, …"""
 
 from rnn_lm.sweeps.lists import Sweep, chain, choice, log_uniform, product, seeds, zip
 

@@ -1,4 +1,4 @@
-"""The members of a sweep: overrides → names, configs and folders, checked before anything takes time."""
+"""The members of a sweep: overrides → names, configs and folders, checked before training."""
 
 import hashlib
 import re
@@ -14,28 +14,32 @@ from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Value, get_field, short_name
 from rnn_lm.program import batches_of, cohort_of, program_of
-from rnn_lm.runs.folder import CONFIG, check_folder, free_folder, read_config
+from rnn_lm.runs.folder import CONFIG, another_folder, check_folder, has_ended, read_config
 from rnn_lm.training.memory import check_memory
 
-MAX_NAME = 150  # characters; a file system takes 255 bytes
+MAX_NAME = 150  # characters; file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
 class Member:
-    """A run of several that are trained together."""
+    """A run of a sweep."""
 
     name: str
-    overrides: dict[str, Value]  # what sets it apart
+    overrides: dict[str, Value]
     config: ConfigDict
     workdir: Path
     corpus: Corpus
 
+    @property
+    def ended(self) -> bool:
+        return has_ended(self.workdir, self.config.steps)
+
 
 def members_of(config: ConfigDict, sweep: Iterable[dict[str, Any]], workdir: Path) -> list[Member]:
-    """The members that `sweep` lists, each `config` with its overrides, in folders of their own in `workdir`.
+    """The members of a sweep, each with `config`, its overrides and a folder in `workdir`.
 
     Raises:
-      UserError: at the first one that will not do.
+      UserError: a member is invalid, or two have the same name.
     """
     members: dict[str, Member] = {}
     corpora: dict[str, Corpus] = {}
@@ -46,7 +50,7 @@ def members_of(config: ConfigDict, sweep: Iterable[dict[str, Any]], workdir: Pat
                 if field == "workdir":
                     raise UserError("workdir cannot be overridden: each member has a folder in the sweep's --workdir")
                 if field == "sweep.mode":
-                    raise UserError("sweep.mode is of the whole sweep, not of a member")
+                    raise UserError("sweep.mode cannot be overridden: it applies to the whole sweep")
                 set_field(changed, field, value)
             check_config(changed)
         except UserError as error:
@@ -56,7 +60,7 @@ def members_of(config: ConfigDict, sweep: Iterable[dict[str, Any]], workdir: Pat
         if name in members:
             raise UserError(
                 f"two members of the sweep have the name {name}: {members[name].overrides} and {overrides}; "
-                "leave one of them out"
+                "remove one of them"
             )
         text = repr(changed.corpus)
         if text not in corpora:
@@ -66,7 +70,7 @@ def members_of(config: ConfigDict, sweep: Iterable[dict[str, Any]], workdir: Pat
 
 
 def name_of(overrides: dict[str, Value]) -> str:
-    """A folder's name: `learning_rate=0.003,seed=1`; the seed stands last, all else in the order of `FIELDS`."""
+    """A member's name, `learning_rate=0.003,seed=1`: fields in the order of `FIELDS`, the seed last."""
     parts = [f"{short_name(field)}={shown(overrides[field])}" for field in _in_order(overrides)]
     full = ",".join(parts) or "base"
     name = re.sub(r"[^\w.,=+-]+", "-", full, flags=re.ASCII)[:MAX_NAME]
@@ -78,23 +82,23 @@ def _in_order(fields: Iterable[str]) -> list[str]:
 
 
 def shown(value: Value) -> str:
-    """A value as a flag takes it, the shortest way."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    short = f"{value:g}" if isinstance(value, float) else str(value)
-    return short if not isinstance(value, float) or float(short) == value else repr(value)
+    """The shortest form of a value that a flag accepts."""
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_members(members: Iterable[Member], workdir: Path) -> None:
-    """Raises UserError for what would stop a member's training."""
+    """Raises UserError if a member cannot be trained."""
     seen = set()
     for member in members:
         config, corpus = member.config, member.corpus
         check_folder(member.workdir, config, corpus, named=workdir)
         if (member.workdir / CONFIG).exists() and (steps := read_config(member.workdir)[0].steps) > config.steps:
             raise UserError(
-                f"--workdir={workdir} trains for {steps} steps; give --config.steps of at least that, or a free "
-                f"folder, such as --workdir={free_folder(workdir)}"
+                f"--workdir={workdir} trains for {steps} steps; set --config.steps to at least that, or "
+                f"{another_folder(workdir)}"
             )
         if (cohort := cohort_of(config)) not in seen:
             seen.add(cohort)

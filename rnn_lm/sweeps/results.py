@@ -1,4 +1,4 @@
-"""What came of a sweep: its members' folders → `results.json`, `results.csv`, and the ranking of its settings."""
+"""The results of a sweep: its members' folders → `results.json`, `results.csv` and the ranking of its settings."""
 
 import csv
 import io
@@ -11,8 +11,8 @@ from typing import Any
 
 from rnn_lm.errors import UserError
 from rnn_lm.fields import Value
-from rnn_lm.files import alone_in, read_json, temporary_name, write_json, write_text
-from rnn_lm.runs.folder import beside, check_only, free_folder, read_diverged, read_summary
+from rnn_lm.files import alone_in, read_json, write_json, write_text
+from rnn_lm.runs.folder import another_folder, beside, check_only, free_folder, read_diverged, read_summary
 from rnn_lm.sweeps.members import Member, shown
 
 RESULTS, TABLE, NGRAMS, PLOTS = "results.json", "results.csv", "ngrams", "plots"
@@ -20,25 +20,21 @@ FIGURES = ("nll", "perplexity", "bits_per_char")
 
 
 def check_sweep_folder(workdir: Path, members: Sequence[Member]) -> None:
-    """Raises UserError where `workdir` is not this sweep's: it is to be absent, empty, or have none but its members."""
+    """Raises UserError unless `workdir` is absent, empty, or the folder of this sweep."""
     names = {member.name for member in members}
     if (workdir / RESULTS).exists():
         theirs = [row["name"] for row in read_json(workdir / RESULTS).get("members", [])]
         if others := [name for name in theirs if name not in names and (workdir / name).exists()]:
             raise UserError(
-                f"--workdir={workdir} is of another sweep: it has {len(others)} members that this one has not, such as "
-                f"{others[0]}; give a free folder, such as --workdir={free_folder(workdir)}"
+                f"--workdir={workdir} belongs to another sweep: {len(others)} of its members are not in this one, "
+                f"such as {others[0]}; {another_folder(workdir)}"
             )
-        return  # whatever else is there, such as a job's log
-    ours = {*names, RESULTS, TABLE, NGRAMS, PLOTS, *(temporary_name(workdir / file).name for file in (RESULTS, TABLE))}
-    check_only(workdir, ours, "this sweep")
+    else:  # later there may be other files, such as logs
+        check_only(workdir, {*names, RESULTS, TABLE, NGRAMS, PLOTS}, "this sweep")
 
 
 def write_results(workdir: Path, members: Sequence[Member], command: Sequence[str]) -> dict[str, Any]:
-    """Writes what the members' folders say; returns what `results.json` has.
-
-    `command` trains the config without overrides.
-    """
+    """Writes the members' results. Returns those of `results.json`. `command` trains the config without overrides."""
     workdir.mkdir(parents=True, exist_ok=True)
     with alone_in(workdir):
         rows = [row_of(member) for member in members]
@@ -48,18 +44,16 @@ def write_results(workdir: Path, members: Sequence[Member], command: Sequence[st
             flags = [f"--config.{field}={shown(value)}" for field, value in best["overrides"].items()]
             alone = beside(workdir, f"{workdir.resolve().name.removesuffix('-sweep')}-best")
             folder = free_folder(alone) if alone.exists() else alone
-            train = shlex.join([*command, *flags, f"--workdir={folder}"])
-            result["best"] = {"name": best["name"], "command": train}
+            result["best"] = {"name": best["name"], "command": shlex.join([*command, *flags, f"--workdir={folder}"])}
         write_json(workdir / RESULTS, result)
         write_text(workdir / TABLE, _csv(rows))
-        return read_json(workdir / RESULTS)  # in which what is not finite is None
+        return read_json(workdir / RESULTS)  # has None for numbers that are not finite
 
 
 def settings_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The members without their seeds, the best first: means and standard errors over those that have finished.
+    """The settings of the members, without seeds: means and standard errors over members that are done.
 
-    The order is that of the mean nll on the validation text. Settings of which a member has diverged stand behind all
-    others.
+    They are sorted by the mean validation loss. Settings with diverged members come last.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
@@ -81,7 +75,7 @@ def settings_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _over_seeds(figures: Sequence[dict[str, float | None]]) -> dict[str, Any] | None:
-    """Means; the perplexity is that of the mean nll."""
+    """Means and standard errors. The perplexity is exp of the mean nll."""
     nlls = [math.inf if each["nll"] is None else each["nll"] for each in figures]
     bits = [math.inf if each["bits_per_char"] is None else each["bits_per_char"] for each in figures]
     if not nlls:
@@ -97,14 +91,14 @@ def _over_seeds(figures: Sequence[dict[str, float | None]]) -> dict[str, Any] | 
 
 
 def _standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean; None where there are not two, or one is not finite."""
+    """The standard error of the mean; None for fewer than two values, or if one is not finite."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return None
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def row_of(member: Member) -> dict[str, Any]:
-    """What `results.json` has of a member."""
+    """The entry of a member in `results.json`."""
     row: dict[str, Any] = {
         "name": member.name,
         "workdir": str(member.workdir),
@@ -118,7 +112,7 @@ def row_of(member: Member) -> dict[str, Any]:
     summary = read_summary(member.workdir)
     if summary is None or summary["steps"] < member.config.steps:
         return row
-    if summary["valid"]["perplexity"] is None:  # the losses were finite, but it has not learned
+    if summary["valid"]["perplexity"] is None:  # the training losses were finite, this is not
         diverged = {"step": summary["best_step"], "what": "the validation perplexity"}
         return row | {"status": "diverged", "diverged": diverged}
     for split in ("valid", "test"):
@@ -128,8 +122,16 @@ def row_of(member: Member) -> dict[str, Any]:
     return row | {"status": "finished", "mode": "vmap" if summary["lanes"] > 1 else "sequential"} | about
 
 
+def outcome_of(member: Member) -> str:
+    """The result of a member in one line."""
+    row = row_of(member)
+    if row["status"] == "diverged":
+        return f"{member.name}: diverged, {row['diverged']['what']} is not finite at step {row['diverged']['step']}"
+    return f"{member.name}: validation perplexity {row['valid']['perplexity']:.3f}"
+
+
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    """A line a member, a column each field that any of them overrides."""
+    """A line for each member, with a column for each overridden field."""
     fields = list(dict.fromkeys(field for row in rows for field in row["overrides"]))
     figures = [(split, name) for split in ("valid", "test") for name in FIGURES]
     about = ["steps", "num_params", "mode", "workdir"]

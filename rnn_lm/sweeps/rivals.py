@@ -1,4 +1,4 @@
-"""Rivals on one text and one budget: guessing, counting, an MLP without a state, and the recurrent networks."""
+"""Models compared on one text and one budget: uniform, unigram, n-grams, an MLP and recurrent networks."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from rnn_lm.config import check_config, set_field, tokens_per_step
 from rnn_lm.data.corpus import Corpus, Split, load_corpus
 from rnn_lm.errors import Diverged
 from rnn_lm.fields import FIELDS
-from rnn_lm.files import read_json, temporary_name, write_json
+from rnn_lm.files import read_json, write_json
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.inference.reading import MAX_LOGITS
 from rnn_lm.interrupts import Stopped, deferred_signals
@@ -27,34 +27,36 @@ from rnn_lm.program import new_params, program_of
 from rnn_lm.runs.folder import SUMMARY, check_only, read_diverged
 from rnn_lm.runs.load import load
 from rnn_lm.sweeps.members import Member, check_members
-from rnn_lm.sweeps.results import NGRAMS, PLOTS
+from rnn_lm.sweeps.results import NGRAMS, PLOTS, outcome_of
 from rnn_lm.sweeps.sweep import counts_path, train_members
 from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS
 
 RESULT = "compare.json"
 NETWORKS = ("mlp", "elman", "gru", "lstm")
-EMBED_DIM = 32  # of the MLP's token vectors, where the config has none
-MAX_CONTEXT = 128  # tokens, up to which the use of the context is measured
-WINDOWS, MAX_SCORES = 2**14, 2**30  # windows that are read for it, and numbers that come out, at most
+EMBED_DIM = 32  # of the MLP if model.embed_dim is 0
+MAX_CONTEXT = 128  # tokens, the longest context in `use_of_context`
+WINDOWS, MAX_SCORES = 2**14, 2**30  # at most, in `use_of_context`; MAX_SCORES are logits
 
 
 def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any] = lambda what: None) -> dict[str, Any]:
-    """Fits all rivals and scores them on the test text (validation, if there is none), as `compare.json` has it.
+    """Trains all models and scores them on the test text, or on the validation text if there is no test text.
 
-    Each network is trained in a folder of its own, so what was interrupted goes on where it stopped.
-    `on_progress` is told what is done next.
+    Each network is trained in its own folder; an interrupted comparison resumes. `on_progress` gets the name of each
+    part before it starts.
+
+    Returns:
+      The content of `compare.json`.
 
     Raises:
-      UserError: where the config, the text or the folder will not do; nothing is left behind then.
-      Diverged, Stopped: as `train` does.
+      UserError: the config, the text or the folder is invalid; nothing is left behind.
+      Diverged, Stopped: as in `train`.
     """
     names = networks_of(config)
     configs = {name: config_of(config, name) for name in names}
     for member_config in configs.values():
         check_config(member_config)
     corpus = load_corpus(**config.corpus)
-    ours = {*names, RESULT, temporary_name(workdir / RESULT).name, NGRAMS, PLOTS}
-    check_only(workdir, ours, "a comparison")
+    check_only(workdir, {*names, RESULT, NGRAMS, PLOTS}, "a comparison")
     members = [Member(name, {}, configs[name], workdir / name, corpus) for name in names]
     check_members(members, workdir)
     part = "test" if corpus.test.tokens else "valid"
@@ -63,21 +65,18 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any]
     ngrams, counted = score_ngrams(corpus, split, on_progress)
     counted.save(counts_path(workdir / NGRAMS, corpus))
     on_progress(f"training {', '.join(names)}")
-    with deferred_signals() as pending:  # one after the other, so that each one's speed is its own
+    with deferred_signals() as pending:  # one network at a time, to measure its speed
         train_members(members, workdir / NGRAMS, stop=lambda: bool(pending.signum), devices=jax.local_devices()[:1])
         if pending.signum:
-            raise Stopped(pending.signum, "stopped, and what was trained is saved; the same command goes on from there")
+            raise Stopped(pending.signum, "stopped and saved; run the same command to resume")
     for member in members:
-        if diverged := read_diverged(member.workdir):
-            what = f"{diverged['what']} is not finite at step {diverged['step']}"
-            raise Diverged(
-                f"training of {member.name} diverged: {what}; try a smaller learning rate in a new --workdir"
-            )
+        if read_diverged(member.workdir):
+            raise Diverged(f"{outcome_of(member)}; try a smaller learning rate in a new --workdir")
     summaries = {name: read_json(workdir / name / SUMMARY) for name in names}
     networks = [_network_row(name, configs[name], summaries[name], part) for name in names]
     contexts = {}
     for name in names:
-        on_progress(f"measuring what {name} makes of a longer context")
+        on_progress(f"measuring {name} with longer contexts")
         contexts[name] = use_of_context(load(workdir / name)[0], split.ids, MAX_CONTEXT)
     summary = summaries[names[0]]
     result = {
@@ -100,15 +99,14 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any]
 
 
 def networks_of(config: ConfigDict) -> list[str]:
-    """The four, and the config's own cell where that is another."""
+    """`NETWORKS`, and the config's cell if it is not one of them."""
     return [*dict.fromkeys([*NETWORKS, config.model.cell])]
 
 
 def config_of(config: ConfigDict, name: str) -> ConfigDict:
-    """The config of one network: the same data, budget, optimizer and units, another body."""
-    changes: dict[str, Any] = {"model.kind": "rnn", "model.cell": name}
-    dropped = []
+    """The config of one network: the same data, budget, optimizer and number of units, another kind or cell."""
     if name != "mlp":
+        changes: dict[str, Any] = {"model.kind": "rnn", "model.cell": name}
         dropped = [f"model.{option}" for option in OPTIONAL if not takes(cell_class(name), option)]
     else:
         changes = {"model.kind": "mlp", "model.embed_dim": config.model.embed_dim or EMBED_DIM}
@@ -123,12 +121,12 @@ def config_of(config: ConfigDict, name: str) -> ConfigDict:
 def score_ngrams(
     corpus: Corpus, split: Split, on_progress: Callable[[str], Any]
 ) -> tuple[list[dict[str, Any]], NGramLM]:
-    """Modified Kneser-Ney models of order 1 to 10 on a split; and the one that a run keeps."""
+    """Scores n-gram models of order 1 to 10 on a split. Returns their rows, and the model that `fit_ngram` chooses."""
     ids, size = corpus.train.ids[:MAX_NGRAM_TOKENS], len(corpus.vocabulary)
     top = min(MAX_ORDER, len(ids))
     models = NGramLM.fit_orders(ids, order=top, vocab_size=size)
     rows: list[dict[str, Any]] = []
-    seconds = 0.0  # of all orders so far: each needs those below
+    seconds = 0.0  # each order includes the orders below
     for order in range(1, top + 1):
         on_progress(f"counting n-grams of order {order}")
         started = time.perf_counter()
@@ -156,7 +154,7 @@ def score_ngrams(
 def _without_network(
     baselines: dict[str, Any], ngrams: list[dict[str, Any]], corpus: Corpus
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the models that are not trained; of the n-grams the best on the validation text."""
+    """The rows of uniform, unigram and the n-gram model with the lowest validation loss."""
     size = len(corpus.vocabulary)
     yield {"name": "uniform", "context": 0, "num_params": 0} | baselines["uniform"]
     yield {"name": "unigram", "context": 0, "num_params": size} | baselines["unigram"]
@@ -171,13 +169,13 @@ def _network_row(name: str, config: ConfigDict, summary: dict[str, Any], part: s
         "num_params": summary["num_params"],
         **summary[part],
         "train_tokens": tokens,
-        "train_seconds": tokens / speed if speed else None,  # compilation, evaluations and saving aside
+        "train_seconds": tokens / speed if speed else None,  # without compilation, evaluation and saving
         "tokens_per_second": speed,
     }
 
 
 def num_params_by_order(configs: dict[str, ConfigDict], vocab_size: int) -> dict[str, Sequence[int | None]]:
-    """Over n = 1, 2, … 10: the n-grams that are possible, and each network's parameters if it reads n − 1 tokens."""
+    """For n = 1, 2, … 10: the possible n-grams, and the parameters of each network with a context of n − 1 tokens."""
     orders = range(1, MAX_ORDER + 1)
 
     def num_params(config: ConfigDict, context: int) -> int:
@@ -198,10 +196,10 @@ def num_params_by_order(configs: dict[str, ConfigDict], vocab_size: int) -> dict
 
 
 def use_of_context(model: LanguageModel, ids: Int[np.ndarray, "N"], longest: int) -> dict[str, list[float]]:
-    """What k tokens of context are worth, k = 1 … `longest`: the mean nats of the token after them.
+    """Mean nats of a token after k tokens of context, k = 1 … `longest`.
 
-    The model reads windows that are evenly spaced in the text, each from the initial state. Neighbouring k are taken
-    together, four groups from k to 2 k.
+    The model reads evenly spaced windows of the text, each from the initial state. Results are averaged over groups of
+    neighbouring k, four groups from k to 2 k.
     """
     longest = min(longest, len(ids) - 1)
     per_window = longest * model.vocab_size

@@ -1,4 +1,4 @@
-"""Many runs as few programs: which of them are trained side by side, on which devices, and the loop over all."""
+"""Sweeps: many runs, grouped into jobs of one program, on all devices."""
 
 import hashlib
 import itertools
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -21,10 +22,10 @@ from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import Diverged
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn.registry import cell_class
-from rnn_lm.program import batches_of, cohort_of
-from rnn_lm.runs.folder import has_ended, locked
+from rnn_lm.program import batches_of, cohort_of, program_of
+from rnn_lm.runs.folder import locked
 from rnn_lm.sweeps.members import Member, check_members, members_of
-from rnn_lm.sweeps.results import NGRAMS, RESULTS, check_sweep_folder, row_of, write_results
+from rnn_lm.sweeps.results import NGRAMS, RESULTS, check_sweep_folder, outcome_of, write_results
 from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.finish import finish
 from rnn_lm.training.loop import Trainer
@@ -33,32 +34,32 @@ from rnn_lm.training.progress import SweepDisplay
 from rnn_lm.training.run import Run
 from rnn_lm.training.train import prepare, remarks
 
-# On an accelerator members are trained side by side while h w_hh of one of them is fewer operations than a large GPU
-# does, in float32, in the 5 µs that it takes to start a kernel; above that they would only queue up.
+# On an accelerator, members are trained at once if h w_hh of one needs at most this many operations. A large GPU does
+# as many, in float32, in the 5 µs that it takes to start a kernel.
 MAX_OPERATIONS = 250e6
 
 
 def use_all_cores() -> None:
-    """Makes each CPU core a device of its own. Only before JAX's first computation; after it, nothing changes.
+    """Makes each CPU core a device. It has no effect after JAX's first computation.
 
-    They share their threads, so a run on one of them has the bits that it has alone.
+    The devices share their threads, so a run has the same bits as alone.
     """
     with suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def leaves_idle(config: ConfigDict) -> bool:
-    """Whether training one of these models leaves JAX's default device idle, so that several go as one, `vmap`ped.
+    """Whether one model leaves JAX's default device partly idle, so that members should be trained at once.
 
-    Never a CPU: there a `vmap`ped step takes longer than its members' one after the other, as the machine code of the
-    recurrence and the fast products are for one model. benchmarks/sweep.py measures it.
+    Never true of a CPU: its machine code is for one model, and a `vmap`ped step is slower than the steps of its members
+    one after the other (benchmarks/sweep.py measures this).
     """
     gates = getattr(cell_class(config.model.cell), "num_gates", 1) if config.model.kind == "rnn" else 1
     operations = 2 * config.batch_size * config.model.num_hiddens**2 * gates
     return jax.default_backend() != "cpu" and operations <= MAX_OPERATIONS
 
 
-# Whether runs that share this config's program are trained side by side, by the config's sweep.mode.
+# sweep.mode → whether members that share a program are trained at once.
 MODES: dict[str, Callable[[ConfigDict], bool]] = {
     "auto": leaves_idle,
     "vmap": lambda config: True,
@@ -67,15 +68,15 @@ MODES: dict[str, Callable[[ConfigDict], bool]] = {
 
 
 def plan(members: Sequence[Member], num_devices: int) -> list[list[Member]]:
-    """The members in jobs for the devices: those of one are of one cohort, and are trained side by side."""
+    """Groups members into jobs for the devices. The members of a job share a program and are trained at once."""
     groups: dict[tuple, list[Member]] = {}
     for member in members:
         groups.setdefault(cohort_of(member.config), []).append(member)
     jobs: list[list[Member]] = []
     for group in groups.values():
-        mode = group[0].config.sweep.mode
-        lanes = math.ceil(len(group) / num_devices) if MODES[mode](group[0].config) else 1
-        jobs += _parts(group, lanes)
+        config = group[0].config
+        size = math.ceil(len(group) / num_devices) if MODES[config.sweep.mode](config) else 1
+        jobs += _parts(group, size)
     return jobs
 
 
@@ -87,52 +88,38 @@ def sweep(
     shard: tuple[int, int] = (0, 1),
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Trains `config` once for each of `overrides`, each in a folder of its own; goes on where an earlier call stopped.
+    """Trains `config` with each of `overrides`, each in its own folder, or resumes an earlier call.
 
-    Shard (i, n) trains members number i, i + n, i + 2n, …; any number of processes may fill one folder. `command` is
-    what trains `config` on the command line.
+    Shard (i, n) trains members number i, i + n, i + 2n, …; several processes may fill one folder. `command` trains
+    `config` on the command line.
 
     Returns:
-      What `results.json` has: of all members, as far as they are over.
+      The content of `results.json`, with the results of all members so far.
 
     Raises:
-      UserError: where a member, the text or the folder will not do; nothing is left behind then.
-      Diverged: where all members diverged.
-      Stopped: by SIGTERM or SIGINT, after saving.
+      UserError: a member, the text or the folder is invalid; nothing is left behind.
+      Diverged: all members diverged.
+      Stopped: SIGTERM or SIGINT came; the runs are saved.
     """
     workdir = Path(workdir)
     members = members_of(config, overrides, workdir)
     check_sweep_folder(workdir, members)
     check_members(members, workdir)
     mine = members[shard[0] :: shard[1]]
-    write_results(workdir, members, command)
+    write = partial(write_results, workdir, members, command)
+    write()
     with deferred_signals() as pending:
-        train_members(
-            mine,
-            workdir / NGRAMS,
-            stop=lambda: bool(pending.signum),
-            on_end=lambda: write_results(workdir, members, command),
-        )
-        result = write_results(workdir, members, command)
+        train_members(mine, workdir / NGRAMS, stop=lambda: bool(pending.signum), on_end=write)
+        result = write()
         if pending.signum:
-            over = sum(has_ended(member.workdir, member.config.steps) for member in mine)
+            ended = sum(member.ended for member in mine)
             raise Stopped(
                 pending.signum,
-                f"stopped with {over} of {len(mine)} members over and the others saved; "
-                "the same command goes on from there",
+                f"stopped: {ended} of {len(mine)} members finished, the others saved; run the same command to resume",
             )
     if all(row["status"] == "diverged" for row in result["members"]):
-        raise Diverged(
-            f"all members of the sweep diverged; {workdir / RESULTS} tells where; try smaller learning rates"
-        )
+        raise Diverged(f"all members of the sweep diverged; see {workdir / RESULTS}; try smaller learning rates")
     return result
-
-
-def _what_came_of(member: Member) -> str:
-    row = row_of(member)
-    if row["status"] == "diverged":
-        return f"{member.name}: diverged, {row['diverged']['what']} is not finite at step {row['diverged']['step']}"
-    return f"{member.name}: validation perplexity {row['valid']['perplexity']:.3f}"
 
 
 def train_members(
@@ -143,16 +130,15 @@ def train_members(
     on_end: Callable[[], Any] = lambda: None,
     devices: Sequence[jax.Device] | None = None,
 ) -> None:
-    """Trains all members, each in its folder, until the last is over or `stop` says so; then what goes on is saved.
+    """Trains the members that have not ended, each in its folder, until all end or `stop()` is true, and saves.
 
-    Those that have finished or diverged stay as they are. `counts` is the folder of the n-grams that members share.
-    `on_end` is called whenever one ends. A job runs on one of `devices`, by default all of this process, in a
-    thread of its own.
+    `counts` is the folder of n-grams that members share. `on_end` is called when a member ends. Each job runs in a
+    thread on one of `devices`, by default all devices of this process.
 
     Raises:
-      UserError: where a folder or a file will not do; the others are stopped and saved then.
+      UserError: a folder or a file is invalid; the other members are stopped and saved.
     """
-    going = [member for member in members if not has_ended(member.workdir, member.config.steps)]
+    going = [member for member in members if not member.ended]
     if not going:
         return
     devices = devices or jax.local_devices()
@@ -166,10 +152,10 @@ def train_members(
 
     def end(member: Member) -> None:
         on_end()
-        display.end(_what_came_of(member))
+        display.end(outcome_of(member))
 
-    with closing(display), ExitStack() as in_the_end, ThreadPoolExecutor(len(devices)) as pool:
-        baselines = _SharedBaselines(counts, in_the_end)
+    with closing(display), ExitStack() as stack, ThreadPoolExecutor(len(devices)) as pool:
+        baselines = _SharedBaselines(counts, stack)
 
         def work(job: list[Member]) -> None:
             device = free.get()
@@ -193,17 +179,17 @@ def _train_job(
     display: SweepDisplay,
     on_end: Callable[[Member], None],
 ) -> None:
-    """Trains members of one program, as many side by side as fit."""
-    if stop() or all(has_ended(member.workdir, member.config.steps) for member in job):
+    """Trains members that share a program, as many at once as fit into memory."""
+    if stop() or all(member.ended for member in job):
         return
     config, corpus = job[0].config, job[0].corpus
     prepare(config)
-    runs = [Run(member.config, member.workdir, corpus, alone=False) for member in job]
-    batches = batches_of(runs[0].program, corpus)
+    program, numbers = program_of(config, len(corpus.vocabulary))
+    batches = batches_of(program, corpus)
     counted = baselines.of(corpus)
-    at_once = members_that_fit(runs, batches)
-    for part in _parts(job, math.ceil(len(job) / math.ceil(len(job) / at_once))):
-        if all(has_ended(member.workdir, config.steps) for member in part):
+    parts = math.ceil(len(job) / members_that_fit(program, numbers.arrays(), len(job), batches))
+    for part in _parts(job, math.ceil(len(job) / parts)):
+        if all(member.ended for member in part):
             continue
         started = time.perf_counter()
         with ExitStack() as locks:
@@ -222,17 +208,17 @@ def _train_job(
 
 
 def counts_path(folder: Path, corpus: Corpus) -> Path:
-    """Where the n-grams of a text are kept."""
+    """The file of a text's n-grams."""
     parts = (corpus.train.ids, corpus.valid.ids, corpus.test.ids)
     digest = hashlib.sha256(b"".join(ids.tobytes() for ids in parts)).hexdigest()
     return folder / f"{digest[:16]}-{len(corpus.vocabulary)}.npz"
 
 
 class _SharedBaselines:
-    """The baselines of each text, counted once, when its first member is trained."""
+    """The baselines of each text, counted once for all members."""
 
-    def __init__(self, folder: Path, in_the_end: ExitStack):
-        self._folder, self._in_the_end = folder, in_the_end
+    def __init__(self, folder: Path, stack: ExitStack):
+        self._folder, self._stack = folder, stack
         self._of: dict[Path, Baselines] = {}
         self._lock = threading.Lock()
 
@@ -241,7 +227,7 @@ class _SharedBaselines:
         with self._lock:
             if path not in self._of:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._of[path] = self._in_the_end.enter_context(Baselines(path, corpus, shared=True))
+                self._of[path] = self._stack.enter_context(Baselines(path, corpus, shared=True))
             return self._of[path]
 
 

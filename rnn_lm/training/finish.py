@@ -22,26 +22,18 @@ from rnn_lm.runs.record import read_metrics
 from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.loop import Trainer
 
-_drawing = threading.Lock()  # matplotlib is not for several threads
-RESET_EVERY = 1000  # tokens, in the second measurement of each split
+_drawing = threading.Lock()  # matplotlib is not thread-safe
+RESET_EVERY = 1000  # tokens between resets in the second evaluation of each split
 
 
 def finish(trainer: Trainer, baselines: Baselines) -> None:
-    """Scores the best checkpoints of the runs that have just come to their end on the whole validation and test text.
-
-    Writes the summary of each, and its picture.
-    """
+    """Scores the best checkpoint of each run on the whole validation and test text; writes its summary and plot."""
     runs = [run for run in trainer.runs if run.going]
     if not runs:
         return
     corpus = runs[0].corpus
     for run in runs:
         baselines.share(run.workdir / NGRAM)
-    about = {
-        "seconds_to_first_step": trainer.seconds_to_first_step,
-        "tokens_per_second": trainer.in_all.speed(tokens_per_step(trainer.config)),
-        "lanes": trainer.members.count,
-    }
     loaded = [load_checkpoint(run.workdir, run.config, len(corpus.vocabulary)) for run in runs]
     models = [model for model, _, _ in loaded]
     scores = {
@@ -56,9 +48,11 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
             "tokens": steps * tokens_per_step(run.config),
             "num_params": model.num_params,
             "wall_seconds": None,
-            **about,
+            "seconds_to_first_step": trainer.seconds_to_first_step,
+            "tokens_per_second": trainer.total.speed(tokens_per_step(run.config)),
+            "lanes": trainer.members.count,
             "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
-            # Whether unroll has it; the bits of a run depend on it.
+            # The bits of a run depend on it.
             "machine_code": jax.default_backend() == "cpu" and cpu.is_available(),
             "versions": _versions(),
             "corpus": {
@@ -71,8 +65,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
             },
         }
         lines = read_metrics(run.workdir)
-        train_lines = [line for line in lines if line["split"] == "train"]
-        if train_lines:
+        if train_lines := [line for line in lines if line["split"] == "train"]:
             summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}
         for name, (carried, reset) in scores.items():
             summary[name] = _scored(getattr(corpus, name), carried[i], reset[i])
@@ -98,15 +91,15 @@ def _draw(workdir: Path, lines: list[dict[str, Any]], summary: dict[str, Any]) -
     from rnn_lm.plots.run import learning_curve
 
     name = "test" if "test" in summary else "valid"
-    result, baselines = summary[name], summary["baselines"]
-    names = {name: f"{baselines['ngram']['order']}-gram" if name == "ngram" else name for name in baselines}
+    result, scores = summary[name], dict(summary["baselines"])
+    ngram = f"{scores['ngram']['order']}-gram"
+    scores[ngram] = scores.pop("ngram")
     learning_curve(
         workdir / "plots" / "learning_curve.png",
         lines,
-        {f"{names[name]} model": value["perplexity"] for name, value in baselines.items()},
-        f"The best checkpoint, of step {summary['best_step']:,}, has {name} perplexity {result['perplexity']:.2f} "
-        f"({result['bits_per_char']:.2f} bits per character); the {names['ngram']} model has "
-        f"{baselines['ngram']['perplexity']:.2f}.",
+        {f"{baseline} model": score["perplexity"] for baseline, score in scores.items()},
+        f"The best checkpoint (step {summary['best_step']:,}) has {name} perplexity {result['perplexity']:.2f} "
+        f"({result['bits_per_char']:.2f} bits per character); the {ngram} model has {scores[ngram]['perplexity']:.2f}.",
     )
 
 

@@ -1,10 +1,9 @@
-"""What the host does around the compiled steps: dispatch, log, evaluate, save."""
+"""The training loop on the host: dispatch compiled steps, log, evaluate, save."""
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -23,19 +22,21 @@ from rnn_lm.training.progress import Display
 from rnn_lm.training.run import Run
 from rnn_lm.training.step import Means, train_steps
 
-DISPATCH_SECONDS = 0.5  # long enough that Python costs nothing, short enough to stop and to show progress
-EVAL_STREAMS = 32  # parallel streams of an evaluation while training
+DISPATCH_SECONDS = 0.5  # long enough to hide the cost of Python, short enough to stop and to show progress
+EVAL_STREAMS = 32  # parallel streams of an evaluation during training
 SAMPLE_PROMPT, SAMPLE_LENGTH = 32, 300  # tokens
 
 
+@dataclass
 class Stopwatch:
-    """Steps and seconds, of which a speed is made."""
+    """Measures the speed of training."""
 
-    def __init__(self) -> None:
-        self.steps, self.seconds = 0, 0.0
+    steps: int = 0
+    seconds: float = 0.0
 
     def add(self, steps: int, seconds: float) -> None:
-        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+        self.steps += steps
+        self.seconds += seconds
 
     def speed(self, tokens_per_step: int) -> float | None:
         """Tokens per second; None before the first step."""
@@ -43,36 +44,32 @@ class Stopwatch:
 
 
 class Trainer:
-    """Runs of one program in progress: their states on the device, their folders, and the loop between them.
-
-    Several are trained at once, as `Members`. They may be at different steps when they are opened; those ahead wait for
-    the others.
-    """
+    """Trains runs that share a program, all at once. Runs that resume from a later step wait for the others."""
 
     def __init__(self, runs: Sequence[Run], batches: Batches, *, started: float = rnn_lm.STARTED):
-        """`batches` are those of the program. The seconds in summaries count from `started`."""
+        """Opens the folders of the runs. Their summaries count seconds from `started`."""
         self.runs, self.started = runs, started
-        self.config, self.program = runs[0].config, runs[0].program  # all runs agree but in their numbers
+        self.config, self.program = runs[0].config, runs[0].program  # runs differ only in numbers
         self.members = Members(len(runs))
-        self._steps_until = partial(train_steps, program=self.program, members=self.members)
+        self._static = {"program": self.program, "members": self.members}
         self._batches = batches
         states = []
-        with ExitStack() as in_case_of_an_error:
+        with ExitStack() as opened:
             for run in runs:
                 states.append(run.open())
-                in_case_of_an_error.callback(run.close)
-            self._opened = in_case_of_an_error.pop_all()
+                opened.callback(run.close)
+            self._opened = opened.pop_all()
         self.state = self.members.stack(states)
         self.first_step = min((run.first_step for run in runs if not run.ended), default=self.config.steps)
         self.seconds_to_first_step: float | None = None
-        self.in_all, self._of_line = Stopwatch(), Stopwatch()  # the first dispatch, which compiles, is in neither
+        self.total, self._since_log = Stopwatch(), Stopwatch()  # both without the first dispatch, which compiles
         self._freeze()
 
     def run(self, stop: Callable[[], bool], display: Display) -> None:
-        """Trains to the last step, or until `stop` says so; then the states are saved.
+        """Trains to the last step or until `stop()` is true, and saves.
 
-        The host works on the report of one dispatch while the device runs the next, so nothing waits for Python
-        except where the state itself is needed: to evaluate and to save.
+        The host handles the report of one dispatch while the device runs the next. The device waits for the host only
+        when the state is evaluated or saved.
         """
         config, step, size = self.config, self.first_step, 1
         self.display = display
@@ -86,7 +83,7 @@ class Trainer:
                     self._forget_means(step)
                 if previous is not None:
                     size = self._handle(*previous, size)
-                    launched = time.perf_counter()  # this dispatch began when the one before it ended
+                    launched = time.perf_counter()  # when the dispatch before it ended
                 previous = (start, step, report, launched)
                 stopping = stop()
                 evaluating, saving = self._due(step, config.eval_every), self._due(step, config.save_every)
@@ -102,27 +99,26 @@ class Trainer:
                         return
 
     def dispatch(self, until: int) -> Any:
-        """Has the device take the steps up to number `until`. Returns their report, which it may still be writing."""
+        """Starts the steps up to number `until` on the device. Returns their report without waiting for it."""
         step, numbers = jax.device_put((np.int32(until), self._numbers()))
-        self.state, report = self._steps_until(self.state, step, self._batches, numbers)
+        self.state, report = train_steps(self.state, step, self._batches, numbers, **self._static)
         return report
 
     def compiled(self) -> jax.stages.Compiled:
         """The program that `dispatch` runs."""
-        given = {"program": self.program, "members": self.members}
-        return train_steps.lower(self.state, np.int32(0), self._batches, self._numbers(), **given).compile()
+        return train_steps.lower(self.state, np.int32(0), self._batches, self._numbers(), **self._static).compile()
 
     def close(self) -> None:
-        """Waits for the files that are still being written."""
+        """Finishes pending writes and closes the files of the runs."""
         self._opened.close()
 
     def _numbers(self) -> Any:
-        """Those of all runs, as they are now; still on the host."""
+        """The current numbers of all runs, on the host."""
         numbers = [run.numbers for run in self.runs]
         return numbers[0] if len(numbers) == 1 else jax.tree.map(lambda *values: np.stack(values), *numbers)
 
     def _at(self, step: int) -> list[tuple[int, Run]]:
-        """The runs that have just come to `step`, and their places among the members."""
+        """The runs that were trained up to `step`, each with its index."""
         return [(i, run) for i, run in enumerate(self.runs) if run.going and run.first_step < step]
 
     def _freeze(self) -> None:
@@ -131,7 +127,7 @@ class Trainer:
         self.state = replace(self.state, finite=self.state.finite & going)
 
     def _forget_means(self, step: int) -> None:
-        """Begins the next train line of the runs that come to `step`; those that are ahead of it keep theirs."""
+        """Resets the means of the runs that have reached `step`; runs ahead of it keep theirs."""
         means = self.members.stack([Means.none() for _ in self.runs])
         if any(ahead := [run.first_step >= step for run in self.runs]):
             keep = jnp.array(ahead).reshape(self.state.step.shape)
@@ -142,22 +138,22 @@ class Trainer:
         return step == self.config.steps or (every > 0 and step % every == 0)
 
     def _events_after(self, step: int) -> list[int]:
-        """The next steps at which something is to be logged, evaluated or saved."""
+        """The next steps at which to log, evaluate and save."""
         intervals = (self.config.log_every, self.config.eval_every, self.config.save_every)
         return [(step // every + 1) * every for every in intervals if every > 0]
 
     def _handle(self, start: int, step: int, report: Any, launched: float, size: int) -> int:
-        """Waits for a dispatch and logs it. Returns how many steps the next one should have."""
+        """Waits for a dispatch and logs it. Returns the number of steps for the next one."""
         report = jax.device_get(report)
         seconds = time.perf_counter() - launched
         first = self.seconds_to_first_step is None
         if first:
             self.seconds_to_first_step = time.perf_counter() - self.started
         else:
-            self.in_all.add(step - start, seconds)
-            self._of_line.add(step - start, seconds)
+            self.total.add(step - start, seconds)
+            self._since_log.add(step - start, seconds)
         tokens = tokens_per_step(self.config)
-        logging, speed = self._due(step, self.config.log_every), self._of_line.speed(tokens)
+        logging, speed = self._due(step, self.config.log_every), self._since_log.speed(tokens)
         for i, run in self._at(step):
             its = self.members.member(report, i)
             if logging or not its["finite"]:
@@ -165,19 +161,19 @@ class Trainer:
             if not its["finite"]:
                 run.diverge(int(its["step"]), "the loss or its gradient")
         if logging:
-            self._of_line = Stopwatch()
-        if first or not self._at(step):  # the first compiled, so its time says nothing
+            self._since_log = Stopwatch()
+        if first or not self._at(step):  # the first dispatch compiles
             return size
         seconds_per_step = seconds / (step - start)
         self.display.update(step, len(self.runs) * tokens / seconds_per_step, seconds_per_step)
         return max(1, min(4 * size, int(DISPATCH_SECONDS / seconds_per_step)))
 
     def _evaluate(self, step: int) -> list[Run]:
-        """Validation loss and a sample of each run. Returns those that are better than before."""
+        """Logs the validation loss and a sample of each run. Returns the runs with a new best loss."""
         split = self.runs[0].corpus.valid
         ids = split.ids[: self.config.eval_tokens + 1] if self.config.eval_tokens else split.ids
         prompt = split.ids[:SAMPLE_PROMPT]
-        # Of all members, those that wait or have ended too, so that rounding does not depend on which these are.
+        # All members, so that rounding does not depend on which of them wait or have ended.
         models = [model_of(self.program, params) for params in self.members.unstack(self.state.params)]
         keys = [named_key(run.config.seed, "sample", step) for run in self.runs]
         scores = evaluate_members(models, ids, reset_every=-(-(len(ids) - 1) // EVAL_STREAMS))

@@ -1,7 +1,6 @@
-"""Whether a program fits into the memory that is there, before it is run."""
+"""Checks before training that a program fits into memory."""
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,19 +11,18 @@ from rnn_lm.data.batches import Batches
 from rnn_lm.errors import UserError
 from rnn_lm.members import Members
 from rnn_lm.program import Numbers, Program
-from rnn_lm.training.run import Run
 from rnn_lm.training.step import new_state, train_steps
 
 
 def check_memory(program: Program, numbers: Numbers) -> None:
-    """Refuses what cannot fit: on a CPU, XLA was seen to wait for ever for an allocation that had failed."""
+    """Raises UserError if the state exceeds the memory of a CPU: XLA may hang when an allocation fails there."""
     state = jax.eval_shape(partial(new_state, program), numbers)
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    there = physical_bytes()
-    if jax.default_backend() == "cpu" and needed > there:
+    available = physical_bytes()
+    if jax.default_backend() == "cpu" and needed > available:
         raise UserError(
-            f"out of memory: the model and its optimizer take {needed / 2**30:,.0f} GiB of this machine's "
-            f"{there / 2**30:,.0f}; try a smaller config.model.num_hiddens"
+            f"out of memory: the model and its optimizer need {needed / 2**30:,.0f} GiB, this machine has "
+            f"{available / 2**30:,.0f} GiB; try a smaller config.model.num_hiddens"
         )
 
 
@@ -33,16 +31,15 @@ def physical_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def members_that_fit(runs: Sequence[Run], batches: Batches) -> int:
-    """How many of these runs, all of one program, fit into the device at once, by the compiled program's account.
+def members_that_fit(program: Program, numbers: Numbers, count: int, batches: Batches) -> int:
+    """The number of members, at most `count`, that fit into the memory of the device at once.
 
-    Compiles for all of them and, where that is too many, for as many as that compilation promises.
+    Compiles for all of them. If they need too much memory, compiles again for as many as should fit.
     """
-    program, numbers, count = runs[0].program, runs[0].numbers, len(runs)
     state = jax.eval_shape(partial(new_state, program), numbers)
     while count > 1:
         stacked = jax.tree.map(lambda a, n=count: jax.ShapeDtypeStruct((n, *a.shape), a.dtype), (state, numbers))
-        static = {"program": program, "members": Members(count)}  # in the Trainer's words, or it would compile anew
+        static = {"program": program, "members": Members(count)}  # as the Trainer passes them, to compile only once
         compiled = train_steps.lower(stacked[0], jnp.int32(0), batches, stacked[1], **static).compile()
         needed, available = _bytes_of(compiled), available_bytes(*batches.rows.devices())
         if needed <= available:
@@ -52,7 +49,7 @@ def members_that_fit(runs: Sequence[Run], batches: Batches) -> int:
 
 
 def _bytes_of(compiled: jax.stages.Compiled) -> int:
-    """What a program takes on its device while it runs; 0 where the backend does not say."""
+    """The memory that a program takes on its device; 0 if the backend does not tell."""
     sizes: Any = compiled.memory_analysis()
     if sizes is None:
         return 0
@@ -61,7 +58,7 @@ def _bytes_of(compiled: jax.stages.Compiled) -> int:
 
 
 def available_bytes(device: jax.Device) -> int:
-    """The memory that a program may take there: nine tenths of what is free, or of a CPU core's share."""
+    """Nine tenths of a device's free memory, or of a CPU core's share of the machine's."""
     if stats := device.memory_stats():
         return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
     return int(0.9 * physical_bytes() / jax.local_device_count())

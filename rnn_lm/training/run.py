@@ -1,4 +1,4 @@
-"""A run while it is trained: what it is, its record, its checkpoints. Its arrays are with the loop."""
+"""A run during training: its config, record and checkpoints. The loop has its arrays."""
 
 from collections.abc import Mapping
 from contextlib import closing
@@ -25,15 +25,15 @@ from rnn_lm.training.step import TrainState, new_state
 
 @dataclass
 class Best:
-    """The best evaluation so far, and what the plateau schedule makes of it."""
+    """The best evaluation so far, and the state of the plateau schedule."""
 
     step: int | None = None
     nll: float = float("inf")
-    waited: int = 0  # evaluations since
+    waited: int = 0  # evaluations since the best one or the last decay
     plateau_factor: float = 1.0
 
     def update(self, step: int, nll: float, config: ConfigDict) -> bool:
-        """Takes in an evaluation; whether it is the new best."""
+        """Records an evaluation. Returns whether it is the new best."""
         if nll < self.nll:
             self.step, self.nll, self.waited = step, nll, 0
             return True
@@ -45,34 +45,30 @@ class Best:
 
 
 class Run:
-    """A run in progress.
-
-    One that has `ended` already, done or diverged in an earlier process, only lends its numbers to those beside it;
-    nothing in its folder changes.
-    """
+    """A run in progress. If it has `ended`, done or diverged in an earlier process, its folder does not change."""
 
     def __init__(self, config: ConfigDict, workdir: Path, corpus: Corpus, *, alone: bool = True):
-        """`alone`: the only one of this process, and to be trained even if its folder says that it has ended."""
+        """`alone`: the only run of this process; it is trained even if its folder says that it has ended."""
         self.config, self.workdir, self.corpus = config, workdir, corpus
         self.program, self._numbers = program_of(config, len(corpus.vocabulary))
         self.ended = not alone and has_ended(workdir, config.steps)
         self._alone = alone
-        self.diverged = ""  # what is not finite, and where, once something is not
+        self.diverged = ""  # or the reason
         self.best = Best()
-        self.first_step, self.saved_step = 0, -1  # the latter: none
+        self.first_step, self.saved_step = 0, -1  # −1: none
 
     @property
     def numbers(self) -> Numbers:
-        """What the compiled step takes as arguments, as it is now."""
+        """The current arguments of the compiled step."""
         return self._numbers._replace(plateau_factor=self.best.plateau_factor).arrays()
 
     @property
     def going(self) -> bool:
-        """Whether it is still trained."""
+        """Whether it is still to be trained."""
         return not self.ended and not self.diverged
 
     def open(self) -> TrainState:
-        """Its state, from the latest checkpoint or new; from here on things are written."""
+        """Returns the state of the latest checkpoint, or a new one, and opens the folder for writing."""
         new = partial(new_state, self.program)
         with closing(Checkpoints(self.workdir / CHECKPOINTS, read_only=True)) as checkpoints:
             if steps := checkpoints.steps():
@@ -84,7 +80,7 @@ class Run:
                 state = new(self.numbers)
         if self.first_step > self.config.steps:
             raise UserError(
-                f"--workdir={self.workdir} is at step {self.first_step} already; give --config.steps of at least that"
+                f"--workdir={self.workdir} is already at step {self.first_step}; set --config.steps to at least that"
             )
         if not self.ended:
             write_identity(self.workdir, self.config, self.corpus)
@@ -93,13 +89,13 @@ class Run:
         return state
 
     def close(self) -> None:
-        """Waits for the files that are still being written."""
+        """Finishes pending writes and closes the files."""
         if not self.ended:
             self._record.close()
             self._checkpoints.close()
 
     def log_train(self, report: Mapping[str, Any], tokens_per_second: float | None) -> dict[str, Any]:
-        """One line of the record: the means since the last one."""
+        """Logs the means since the last train line. Returns the new line."""
         line = self._line(int(report["step"]), "train")
         means = {name: float(value) for name, value in report["means"].values.items()}
         line |= figures(means.pop("nll"), self.corpus.train.tokens_per_character)
@@ -111,7 +107,7 @@ class Run:
         return line
 
     def log_valid(self, step: int, nll: float) -> dict[str, Any]:
-        """The same of an evaluation."""
+        """Logs an evaluation. Returns the line."""
         line = self._line(step, "valid") | figures(nll, self.corpus.valid.tokens_per_character)
         self._record.write(line)
         if not np.isfinite(nll):
@@ -132,8 +128,8 @@ class Run:
         self.saved_step = step
 
     def diverge(self, step: int, what: str) -> None:
-        """Notes that `what` is not finite; the last good checkpoint stays."""
-        kept = f"the checkpoint of step {self.saved_step} stays" if self.saved_step >= 0 else "nothing was saved yet"
+        """Records that `what` is not finite. The last checkpoint is kept."""
+        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step >= 0 else "nothing was saved yet"
         self.diverged = f"{what} is not finite at step {step}; {kept}"
         write_json(self.workdir / DIVERGED, {"step": step, "what": what})
 

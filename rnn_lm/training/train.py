@@ -1,4 +1,4 @@
-"""Training: config → run folder. From the checks before the first step to the summary after the last."""
+"""Training: a config → the folder of a run."""
 
 import sys
 import threading
@@ -27,17 +27,17 @@ from rnn_lm.training.run import Run
 
 
 def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") -> dict[str, Any]:
-    """Trains the model that `config` describes in the folder `workdir`; goes on where an earlier call stopped.
+    """Trains the model of `config` in the folder `workdir`, or resumes an earlier call.
 
-    Where `profile` names a folder, a few steps are traced first, beside those of the run; the trace goes there.
+    If `profile` names a folder, a few extra steps are traced first and the trace is written to it.
 
     Returns:
-      The run's summary, as in its `summary.json`. A finished run returns it at once.
+      The run's summary, as in `summary.json`. If the run is done already, it is returned at once.
 
     Raises:
-      UserError: where the config, the text or the folder will not do; nothing is left behind then.
-      Diverged: at a loss that is not finite; the last good checkpoint stays.
-      Stopped: by SIGTERM or SIGINT, after saving.
+      UserError: the config, the text or the folder is invalid; nothing is left behind.
+      Diverged: a loss is not finite; the last checkpoint is kept.
+      Stopped: SIGTERM or SIGINT came; the run is saved.
     """
     workdir = Path(workdir)
     check_config(config)
@@ -48,11 +48,11 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") 
     check_folder(workdir, config, corpus)
     summary = read_summary(workdir)
     if profile and Path(profile).exists() and not Path(profile).is_dir():
-        raise UserError(f"--profile={profile} is no folder")
+        raise UserError(f"--profile={profile} is not a folder")
     if summary is not None and summary["steps"] >= config.steps:
         if profile:
-            raise UserError("--profile: this run has finished; give another --workdir, or more --config.steps")
-        print("this run has finished, nothing to do; a larger --config.steps continues it", file=sys.stderr)
+            raise UserError("--profile: this run is done; give another --workdir or more --config.steps")
+        print("this run is done; a larger --config.steps continues it", file=sys.stderr)
         return summary
     for remark in remarks(config):
         print(remark, file=sys.stderr)
@@ -71,10 +71,8 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") 
                     "try a smaller --config.optimizer.learning_rate in a new --workdir"
                 )
             if pending.signum:
-                step = run.saved_step
-                raise Stopped(
-                    pending.signum, f"stopped at step {step}, which is saved; the same command goes on from there"
-                )
+                message = f"stopped and saved at step {run.saved_step}; run the same command to resume"
+                raise Stopped(pending.signum, message)
         if not baselines.counted:
             print("counting n-grams …", file=sys.stderr, flush=True)
         baselines.wait()
@@ -84,15 +82,15 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") 
 
 
 def prepare(config: ConfigDict) -> None:
-    """Begins what takes a while and is needed when the first step is traced."""
+    """Starts to build or load the machine code, which the first step needs, in a thread."""
     if config.model.kind == "rnn" and jax.default_backend() == "cpu":
         threading.Thread(target=cpu.is_available).start()
 
 
 def remarks(config: ConfigDict) -> Iterator[str]:
-    """What is not wrong with a config, but perhaps not meant."""
+    """Notes on a config that is valid but perhaps unintended."""
     if config.truncation.kind in ("segment", "window") and config.truncation.steps >= config.segment_length:
         yield (
             f"note: truncation.steps = {config.truncation.steps} ≥ segment_length = {config.segment_length}: "
-            "that is full backpropagation within each window"
+            "this is full backpropagation within each window"
         )

@@ -51,7 +51,7 @@ def test_training_prints_results_and_runs_can_be_used(cli, tmp_path, experiment)
     assert "step 0/40: compiling" in err and "a sample at step 40" in err
     assert json.loads((workdir / "config.json").read_text())["seed"] == 3
     again = cli("--config", experiment(40), "--config.seed=3", "--workdir", workdir)
-    assert again[:2] == (0, out) and again[2].startswith("this run has finished, nothing to do")
+    assert again[:2] == (0, out) and again[2].startswith("this run is done; a larger --config.steps")
     model, vocabulary = rnn_lm.load(workdir)
     assert model.vocab_size == len(vocabulary)
 
@@ -204,7 +204,7 @@ def test_a_changed_text_or_a_damaged_run_is_one_line(cli, run_folder, tmp_path):
     other.write_text("another text " * 100)
     config["corpus"]["path"] = str(other)
     (workdir / "config.json").write_text(json.dumps(config))
-    assert "no longer the text" in cli("evaluate", "--workdir", workdir)[2]
+    assert "has changed since the run was trained" in cli("evaluate", "--workdir", workdir)[2]
     for name, content in [("vocabulary.json", "{}"), ("config.json", "[1"), ("vocabulary.json", "")]:
         (workdir / name).write_text(content)
         code, _, err = cli("evaluate", "--workdir", workdir)
@@ -262,7 +262,7 @@ def test_a_signal_to_the_process_saves_and_exits(tmp_path, experiment, signum, c
     finally:
         process.kill()
     assert process.returncode == code
-    assert "the same command goes on from there" in err and "Traceback" not in err
+    assert "run the same command to resume" in err and "Traceback" not in err
     assert len(list((workdir / "checkpoints").iterdir())) >= 1
 
 

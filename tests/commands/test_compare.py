@@ -119,10 +119,10 @@ def test_mistakes_are_one_line(compared, flags, tmp_path, capsys):
     (other / "config.json").write_text("{}")
     for arguments, message in [
         (["compare"], "--config is missing"),
-        ([*flags, "--config.seed=1"], f"seed is 0 there, 1 here; give a free folder, such as --workdir={folder}-2"),
-        ([*flags[:2], f"--workdir={other}"], "holds other things than a comparison, such as config.json; give a free"),
-        ([*flags[:2], f"--workdir={other / 'config.json'}"], "is a file; give a folder, such as"),
-        ([*flags, "--config.steps=10"], "trains for 20 steps; give --config.steps of at least that, or"),
+        ([*flags, "--config.seed=1"], f"seed is 0 there, 1 here; give another folder, such as --workdir={folder}-2"),
+        ([*flags[:2], f"--workdir={other}"], "is not empty and not a comparison (it has config.json); give another"),
+        ([*flags[:2], f"--workdir={other / 'config.json'}"], "is a file; give another folder, such as"),
+        ([*flags, "--config.steps=10"], "trains for 20 steps; set --config.steps to at least that, or"),
         ([*flags[:2], f"--workdir={tmp_path}/new", "--config.model.num_hiddens=300000"], "out of memory"),
         ([*flags[:2], f"--workdir={tmp_path}/new", "--config.batch_size=100000"], "give a longer text"),
         ([*flags[:2], f"--workdir={tmp_path}/new", "--config.model.context=0"], "config.model.context is 0"),

@@ -100,7 +100,7 @@ def test_without_its_file_one_line_says_which_one_is_missing(own, folder):
     own(*TRAIN)
     code, out, err = own("generate", "--workdir=FOLDER/run", imports=())
     assert code == 2 and out == "" and err.count("\n") == 1
-    assert "has a cell 'mgu' that is not registered" in err and f"give --import={folder / 'mgu.py'}" in err
+    assert "the cell 'mgu' is not registered" in err and f"give --import={folder / 'mgu.py'}" in err
     code, _, err = own(*TRAIN, "--workdir=FOLDER/other", imports=())
     assert code == 2 and "unknown config.model.cell 'mgu'" in err and "--import=MODULE_OR_FILE" in err
     assert not (folder / "other").exists()

@@ -132,7 +132,7 @@ def test_mistakes_are_one_line_and_leave_all_as_it_is(swept, flags, cli, tmp_pat
         (given("return []"), "sweep() returns no members"),
         (given("return 5"), "has no sweep() that returns a list of dicts"),
         (given("return [{'seed': 1}, 3]"), "has no sweep() that returns a list of dicts"),
-        (given("return sweeps.zip(sweeps.seeds(1), sweeps.choice('steps', [1, 2]))"), "sweeps of one length"),
+        (given("return sweeps.zip(sweeps.seeds(1), sweeps.choice('steps', [1, 2]))"), "sweeps of the same length"),
         (given("return [{'optimizer.lerning_rate': 1}]"), "did you mean 'optimizer.learning_rate'"),
         (given("return [{'seed': 1}, {'seed': 1}]"), "two members of the sweep have the name seed=1"),
         (given("return [{'workdir': 'x'}]"), "workdir cannot be overridden"),
@@ -141,9 +141,9 @@ def test_mistakes_are_one_line_and_leave_all_as_it_is(swept, flags, cli, tmp_pat
         ([*flags, "--shard=2/2"], "--shard=2/2"),
         ([*flags, "--shard=a"], "--shard=a"),
         ([*flags, "--config.batch_size=2"], "belongs to another config: batch_size is 4 there, 2 here"),
-        ([*given("return sweeps.seeds(2)")[:2], flags[2]], "is of another sweep: it has 5 members"),
-        ([*flags[:2], f"--workdir={tmp_path}"], "holds other things than this sweep, such as"),
-        ([*flags[:2], f"--workdir={tmp_path / 'file'}"], "is a file; give a folder"),
+        ([*given("return sweeps.seeds(2)")[:2], flags[2]], "belongs to another sweep: 5 of its members"),
+        ([*flags[:2], f"--workdir={tmp_path}"], "is not empty and not this sweep (it has"),
+        ([*flags[:2], f"--workdir={tmp_path / 'file'}"], "is a file; give another folder"),
         ([*flags, "--config.sweep.mode=vamp"], "did you mean 'vmap'"),
     ]:
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

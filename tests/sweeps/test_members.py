@@ -47,7 +47,7 @@ def test_members_have_their_overrides_a_folder_and_one_corpus(tmp_path, text_fil
     [
         ([{}, {"optimizer.lerning_rate": 1e-3}], "member 2 of .*: unknown config field 'optimizer.lerning_rate'"),
         ([{"workdir": "runs/mine"}], "workdir cannot be overridden: each member has a folder"),
-        ([{"sweep.mode": "vmap"}], "sweep.mode is of the whole sweep"),
+        ([{"sweep.mode": "vmap"}], "sweep.mode cannot be overridden"),
         ([{"seed": 1.5}], "config.seed is 1.5; it takes a whole number"),
         ([{"seed": -1}], "member 1 .*: config.seed is -1"),
         ([{"model.cell": "elmen"}], "did you mean 'elman'"),
@@ -74,7 +74,7 @@ def test_what_would_stop_a_member_later_is_told_at_once(tmp_path, text_file):
     assert not list(tmp_path.iterdir())
     with locked(members[1].workdir):
         write_identity(members[1].workdir, small_config(text_file, seed=1, steps=99), corpus)
-    with pytest.raises(UserError, match="trains for 99 steps; give --config.steps of at least that"):
+    with pytest.raises(UserError, match="trains for 99 steps; set --config.steps to at least that"):
         check_members(members, tmp_path)
     other = members_of(small_config(text_file, batch_size=2), sweeps.seeds(2), tmp_path)
     with pytest.raises(UserError, match="belongs to another config: batch_size is 4 there, 2 here"):

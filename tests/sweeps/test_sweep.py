@@ -128,8 +128,8 @@ def test_a_finished_sweep_stays_as_it_is_and_grows_by_new_members(one_by_one, tm
     assert len(grown["members"]) == 7 and grown["members"][-1]["status"] == "finished"
     assert before == {path: path.read_bytes() for path in before}
     for other, message in [
-        (MEMBERS[:-1], "is of another sweep: it has 2 members that this one has not, such as learning_rate=1e.09"),
-        (sweeps.seeds(2), "is of another sweep: it has 7 members"),
+        (MEMBERS[:-1], "belongs to another sweep: 2 of its members are not in this one, such as learning_rate=1e.09"),
+        (sweeps.seeds(2), "belongs to another sweep: 7 of its members"),
     ]:
         with pytest.raises(UserError, match=message):
             sweep(config_of(text_file), other, workdir)
@@ -141,7 +141,7 @@ def test_a_finished_sweep_stays_as_it_is_and_grows_by_new_members(one_by_one, tm
 @pytest.mark.parametrize("mode", ["sequential", "vmap"])
 def test_stopped_and_started_again_it_is_the_same(one_by_one, at_once, tmp_path, text_file, monkeypatch, mode):
     config, workdir = config_of(text_file, sweep__mode=mode), tmp_path / "stopped"
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match="members over and the others saved") as stopped:
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="members finished, the others saved") as stopped:
         stop_at(patch, 12, signal.SIGINT)
         sweep(config, MEMBERS, workdir)
     assert stopped.value.signum == signal.SIGINT

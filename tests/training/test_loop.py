@@ -270,7 +270,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path, text_file):
     (tmp_path / "full" / "thesis.tex").write_text("x")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "vocabulary.json").write_text("half of")  # as a kill before the first step may leave it
-    for name, message in [("file", "is a file"), ("full", "holds other things than a run")]:
+    for name, message in [("file", "is a file"), ("full", "is not empty and not a run")]:
         with pytest.raises(UserError, match=message):
             train(small_config(text_file), tmp_path / name)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
@@ -288,7 +288,7 @@ def test_a_run_that_cannot_go_on_stays_as_it_is(tmp_path, text_file, run_folder)
         train(small_config(text_file, steps=80), workdir)
     (workdir / "summary.json").unlink()
     shutil.rmtree(workdir / "checkpoints" / "60")
-    with pytest.raises(UserError, match="is at step 50 already; give --config.steps of at least that"):
+    with pytest.raises(UserError, match="is already at step 50; set --config.steps to at least that"):
         train(small_config(text_file, steps=30), workdir)
     assert before == before | {path: path.read_bytes() for path in before if path.exists()}
 

@@ -30,9 +30,9 @@ def test_a_trace_names_the_parts_of_a_step_and_changes_nothing(text_file, run_fo
 
 
 def test_a_finished_run_and_what_is_no_folder_are_refused(text_file, run_folder, tmp_path):
-    with pytest.raises(UserError, match="--profile: this run has finished; give another --workdir"):
+    with pytest.raises(UserError, match="--profile: this run is done; give another --workdir"):
         train(small_config(text_file), run_folder, profile=tmp_path / "trace")
-    with pytest.raises(UserError, match=f"--profile={text_file} is no folder"):
+    with pytest.raises(UserError, match=f"--profile={text_file} is not a folder"):
         train(small_config(text_file), tmp_path / "run", profile=text_file)
     assert not list(tmp_path.iterdir())
 
@@ -47,5 +47,5 @@ def test_times_go_to_the_innermost_part_and_loops_are_not_counted_twice(tmp_path
     times = {"fusion.1": 3e3, "dot.2": 2e3, "while.3": 9e3, "copy.4": 1e3, "gather.5": 5e3}
     events = [{"dur": 7e3, "name": "python"}, *({"dur": t, "args": {"hlo_op": name}} for name, t in times.items())]
     (tmp_path / "trace.gz").write_bytes(gzip.compress(json.dumps({"traceEvents": 2 * events}).encode()))
-    expected = {"batch": 10e-3, "gather": 6e-3, "recurrence backward": 4e-3, "the rest": 2e-3}
+    expected = {"batch": 10e-3, "gather": 6e-3, "recurrence backward": 4e-3, "other": 2e-3}
     assert seconds_of_parts(tmp_path / "trace.gz", program) == pytest.approx(expected)

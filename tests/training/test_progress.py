@@ -40,9 +40,9 @@ def test_a_sweep_shows_all_its_members_and_the_time_left(capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "3 members to train: compiling …",
-        "0/3 members over  20% of 3,000 tokens",  # the first dispatch compiled, so its time says nothing
-        "0/3 members over  37% of 3,000 tokens  100 tokens/s  19s left",
-        "0/3 members over  53% of 3,000 tokens  100 tokens/s  14s left",
+        "0 of 3 finished  20% of 3,000 tokens",  # the first dispatch compiled, so its time says nothing
+        "0 of 3 finished  37% of 3,000 tokens  100 tokens/s  19s left",
+        "0 of 3 finished  53% of 3,000 tokens  100 tokens/s  14s left",
         "one: diverged",
     ]
 
