@@ -14,7 +14,7 @@ from rnn_lm.config import tokens_per_step
 from rnn_lm.data.corpus import Split
 from rnn_lm.files import write_json
 from rnn_lm.inference.evaluate import Evaluation, evaluate_members, figures, runs_away
-from rnn_lm.nn import cpu
+from rnn_lm.nn import native
 from rnn_lm.plots import can_draw
 from rnn_lm.runs.folder import NGRAM, SUMMARY
 from rnn_lm.runs.load import load_checkpoint
@@ -53,7 +53,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
             "lanes": trainer.members.count,
             "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
             # The bits of a run depend on it.
-            "machine_code": jax.default_backend() == "cpu" and cpu.is_available(),
+            "machine_code": jax.default_backend() == "cpu" and native.is_available(),
             "versions": _versions(),
             "corpus": {
                 "source": corpus.name,

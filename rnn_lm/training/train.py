@@ -15,7 +15,7 @@ from rnn_lm.data.corpus import load_corpus
 from rnn_lm.errors import Diverged, UserError
 from rnn_lm.files import read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
-from rnn_lm.nn import cpu
+from rnn_lm.nn import native
 from rnn_lm.program import batches_of
 from rnn_lm.runs.folder import NGRAM, SUMMARY, check_folder, locked, read_summary
 from rnn_lm.training.baselines import Baselines
@@ -84,7 +84,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") 
 def prepare(config: ConfigDict) -> None:
     """Starts to build or load the machine code, which the first step needs, in a thread."""
     if config.model.kind == "rnn" and jax.default_backend() == "cpu":
-        threading.Thread(target=cpu.is_available).start()
+        threading.Thread(target=native.is_available).start()
 
 
 def remarks(config: ConfigDict) -> Iterator[str]:
