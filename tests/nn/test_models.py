@@ -152,3 +152,9 @@ def test_an_mlp_has_the_options_of_the_other_models():
     for embed_dim in (0, 4):
         (_, low), (_, full) = (mlp(embed_dim=embed_dim, dtype=d).hidden(carry, TOKENS) for d in ("bfloat16", None))
         assert low.dtype == jnp.float32 and 0 < np.abs(low - full).max() < 0.05
+
+
+@pytest.mark.parametrize("tie, spread", [(True, 64**-0.5), (False, 1.0)])
+def test_a_tied_embedding_starts_so_that_logits_are_of_the_order_of_1(tie, spread):
+    model = RNNLM(500, 64, embed_dim=64, tie=tie, rngs=nnx.Rngs(0))
+    assert float(model.embedding[...].std()) == pytest.approx(spread, rel=0.02)

@@ -222,3 +222,14 @@ def test_what_cannot_be_is_named(make, message):
 def simple():
     cell = make_cell("elman")
     return cell, make_carry(cell), make_inputs()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_no_xi_scales_the_gradient_of_the_initial_state(reverse):
+    """No step is before the first: of a window of one step the gradient is the full one, whatever is drawn."""
+    cell, x = make_cell("elman"), make_inputs()[:1]
+    loss = lambda carry, truncation: unroll(cell, carry, x, truncation=truncation, reverse=reverse)[1].sum()  # noqa: E731
+    full = jax.grad(loss)(make_carry(cell), None)
+    for seed in range(4):
+        truncation = RandomizedTruncation(0.5, jax.random.key(seed))
+        np.testing.assert_allclose(jax.grad(loss)(make_carry(cell), truncation), full, rtol=1e-6)
