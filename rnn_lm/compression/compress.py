@@ -2,7 +2,7 @@
 
 The file is cut into lanes of about equal size, which the model reads side by side, each from the initial state. A
 block holds the next 1024 symbols of every lane, so memory does not depend on the file's size. An unknown symbol, such
-as a byte that is not UTF-8, is coded as id 0, whose probability is the share of all unknown symbols, and then by its own
+as a byte that is not UTF-8, is coded as id 0, whose probability is the share of all unknown symbols, then by its own
 count; the header stores the counts. A block that would grow is stored uncompressed; so are all blocks of a file that is
 mostly unknown.
 
