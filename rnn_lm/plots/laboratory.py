@@ -39,9 +39,7 @@ def gradients_by_lag(path: Path, section: Mapping[str, Any]) -> None:
         ylabel=r"$\|\partial L_t\,/\,\partial h_{t-k}\|$  (nats per unit of state, logarithmic)",
         yscale="log",
     )
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small", loc="lower left")
-    save_figure(figure, path)
+    save_figure(figure, path, loc="lower left")
 
 
 def jacobians(path: Path, section: Mapping[str, Any]) -> None:
@@ -63,10 +61,7 @@ def jacobians(path: Path, section: Mapping[str, Any]) -> None:
     )
     exponents.axhline(0, color="black", linestyle="--", linewidth=1, label="above: explodes, below: vanishes")
     exponents.set(title="Lyapunov exponents along the text", xlabel="rank", ylabel="nats a step (± standard error)")
-    for axes in (plane, values, exponents):
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize="x-small")
-    save_figure(figure, path)
+    save_figure(figure, path, fontsize="x-small")
 
 
 def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
@@ -89,8 +84,6 @@ def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
         axes.set_xlabel("τ: steps until the gradient stops")
         axes.set_xscale("log", base=2)
         plain_ticks(axes.xaxis)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
 
 
@@ -118,8 +111,6 @@ def randomized_truncation(path: Path, section: Mapping[str, Any]) -> None:
     axes.set_xticks([row["steps"] for row in rows], ticks)
     axes.xaxis.set_minor_formatter(NullFormatter())
     plain_ticks(axes.yaxis, subs=(1, 2, 5))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
 
 
@@ -135,9 +126,6 @@ def clipping(path: Path, section: Mapping[str, Any]) -> None:
     clipped = [{"step": line["step"], "%": 100 * line["clipped"]} for line in section["lines"] if "clipped" in line]
     plot_rows(share, clipped, "step", "%", color="tab:red")
     share.set(xlabel="step", ylabel="steps clipped (%)", ylim=(-5, 105))
-    for axes in (norms, share):
-        axes.grid(alpha=0.3)
-    norms.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
 
 
@@ -158,8 +146,6 @@ def cost(path: Path, section: Mapping[str, Any]) -> None:
         axes.set_xscale("log", base=2)
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis, subs=(1, 2, 5))
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
 
 

@@ -31,9 +31,7 @@ def perplexity_by_context(path: Path, result: Mapping[str, Any], names: Mapping[
     )
     plain_ticks(axes.xaxis)
     plain_ticks(axes.yaxis, subs=(1, 2, 3, 5))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(figure, path)
+    save_figure(figure, path, fontsize="medium", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def parameters(path: Path, result: Mapping[str, Any], names: Mapping[str, str]) -> None:
@@ -56,9 +54,7 @@ def parameters(path: Path, result: Mapping[str, Any], names: Mapping[str, str]) 
         ylabel="numbers in the model (logarithmic)",
         yscale="log",
     )
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    save_figure(figure, path)
+    save_figure(figure, path, fontsize="medium")
 
 
 COMPARISON = {"perplexity_by_context": perplexity_by_context, "parameters": parameters}

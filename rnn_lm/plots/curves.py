@@ -1,4 +1,4 @@
-"""What came of a sweep → PNG."""
+"""Plots of a run and of a sweep."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +10,27 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rnn_lm.plots.figure import new_figure, plain_ticks, save_figure
 
-MAX_LINES = 10  # that have a name in a picture
+MAX_LINES = 10  # labelled in one plot
+
+
+def learning_curve(
+    path: Path, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], caption: str
+) -> None:
+    """Perplexity against tokens trained on, for train and validation, with baselines as horizontal lines."""
+    figure, [axes] = new_figure(caption)
+    names = {"train": "training", "valid": "validation"}
+    for split, colour, marker in [("train", "tab:blue", ""), ("valid", "tab:orange", "o")]:
+        if points := _points(lines, split):
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, label=names[split])
+    for (name, perplexity), style in zip(baselines.items(), ["--", ":", "-."], strict=False):
+        axes.axhline(perplexity, color="gray", linestyle=style, label=f"{name} ({perplexity:.1f})")
+    _set_up(axes, "Learning curve", "perplexity (1 is perfect; logarithmic)")
+    plain_ticks(axes.yaxis, subs=(1, 2, 3, 5))
+    save_figure(figure, path, fontsize="medium", loc="center right")
 
 
 def learning_curves(path: Path, result: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Validation perplexity of every member of a sweep against tokens trained on; each setting has its colour."""
+    """Validation perplexity of every member of a sweep against tokens trained on. One colour per setting."""
     settings = [setting["overrides"] for setting in result["settings"]]
     colours = colormaps["viridis"](np.linspace(0, 0.95, len(settings)))
     diverged = any(row["status"] == "diverged" for row in result["members"])
@@ -24,29 +40,28 @@ def learning_curves(path: Path, result: Mapping[str, Any], curves: Mapping[str, 
     )
     labelled = set()
     for row in sorted(result["members"], key=lambda row: settings.index(_setting(row))):
-        points = [(x["tokens"], x["perplexity"]) for x in curves[row["name"]] if x["split"] == "valid"]
-        points = [(tokens, perplexity) for tokens, perplexity in points if perplexity]
         rank = settings.index(_setting(row))
-        if points:
+        if points := _points(curves[row["name"]], "valid"):
             label = None if rank in labelled or rank >= MAX_LINES else _label(_setting(row).items())
             labelled.add(rank)
             style = {"color": colours[rank], "linewidth": 1, "marker": "o", "markersize": 2}
             axes.plot(*zip(*points, strict=True), label=label, **style)
             if row["status"] == "diverged":
                 axes.plot(*points[-1], marker="x", markersize=9, color="black", zorder=5)
-    axes.set(
-        title=f"Learning curves of {len(result['members'])} members",
-        xlabel="tokens trained on",
-        ylabel="validation perplexity (1 is perfect; logarithmic)",
-        yscale="log",
-    )
+    title = f"Learning curves of {len(result['members'])} members"
+    _set_up(axes, title, "validation perplexity (1 is perfect; logarithmic)")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     plain_ticks(axes.yaxis, subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
-    axes.grid(alpha=0.3)
-    if labelled:
-        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(figure, path)
+    save_figure(figure, path, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _points(lines: Iterable[Mapping[str, Any]], split: str) -> list[tuple[int, float]]:
+    return [(line["tokens"], line["perplexity"]) for line in lines if line["split"] == split and line["perplexity"]]
+
+
+def _set_up(axes: Any, title: str, ylabel: str) -> None:
+    axes.set(title=title, xlabel="tokens trained on", ylabel=ylabel, yscale="log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
 def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
@@ -101,9 +116,6 @@ def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
     if len(values) <= MAX_LINES:
         axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.set(title=f"What does {field} do?", xlabel=field.rpartition(".")[2], ylabel="validation loss (nats per token)")
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
     return True
 
