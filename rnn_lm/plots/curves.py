@@ -35,8 +35,8 @@ def learning_curves(path: Path, result: Mapping[str, Any], curves: Mapping[str, 
     colours = colormaps["viridis"](np.linspace(0, 0.95, len(settings)))
     diverged = any(row["status"] == "diverged" for row in result["members"])
     figure, [axes] = new_figure(
-        "Each member on the validation text, each setting in a colour of its own, the best dark, the worst bright."
-        + (" Crosses: the last that was seen of members that diverged." if diverged else "")
+        "Members on the validation text, one colour per setting, from the best (dark) to the worst (bright)."
+        + (" Crosses: last values of diverged members." if diverged else "")
     )
     labelled = set()
     for row in sorted(result["members"], key=lambda row: settings.index(_setting(row))):
@@ -65,10 +65,9 @@ def _set_up(axes: Any, title: str, ylabel: str) -> None:
 
 
 def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
-    """The final validation loss against one field that a sweep varies, a line for each setting of all others.
+    """Final validation loss against one field of a sweep, with a line for each setting of the other fields.
 
-    Dots are members, lines join the means over seeds, bars are standard errors. Returns whether there was anything to
-    draw: a number with two values at least, in one setting of the others.
+    Returns False and draws nothing unless the field is a number with at least two values in one such setting.
     """
 
     def others(overrides: Mapping[str, Any]) -> tuple:
@@ -90,15 +89,13 @@ def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
         if row["status"] == "diverged" and field in row["overrides"]
     ]
     figure, [axes] = new_figure(
-        "Dots are members, lines join the means over seeds, bars are their standard errors. "
-        + ("Crosses at the upper edge: members that diverged." if crosses else "")
+        "Dots: members. Lines: means over seeds. Bars: their standard errors."
+        + (" Crosses at the upper edge: diverged members." if crosses else "")
     )
     for number, (name, rows) in enumerate(lines.items()):
         rows = sorted(rows, key=lambda row: row["overrides"][field])
         values = [row["overrides"][field] for row in rows]
-        errors = [
-            np.nan if row["valid"]["nll_standard_error"] is None else row["valid"]["nll_standard_error"] for row in rows
-        ]
+        errors = np.array([row["valid"]["nll_standard_error"] for row in rows], float)  # None becomes nan
         nlls = [row["valid"]["nll"] for row in rows]
         axes.errorbar(values, nlls, errors, color=f"C{number}", capsize=3, label=_label(name) if name else None)
         dots = [row for row in result["members"] if row["valid"] and others(row["overrides"]) == name]
@@ -115,15 +112,17 @@ def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
         plain_ticks(axes.xaxis, subs=(1, 2, 5) if values[-1] / values[0] < 1e4 else None)
     if len(values) <= MAX_LINES:
         axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.set(title=f"What does {field} do?", xlabel=field.rpartition(".")[2], ylabel="validation loss (nats per token)")
+    axes.set(
+        title=f"Validation loss by {field}", xlabel=field.rpartition(".")[2], ylabel="validation loss (nats per token)"
+    )
     save_figure(figure, path)
     return True
 
 
 def _setting(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a member of a sweep overrides but for its seed."""
+    """A member's overrides without its seed."""
     return {field: value for field, value in row["overrides"].items() if field != "seed"}
 
 
 def _label(setting: Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in setting) or "the config as it is"
+    return ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in setting) or "unchanged config"
