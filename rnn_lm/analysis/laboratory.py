@@ -61,7 +61,6 @@ class Subject:
 
     @cached_property
     def full(self) -> Gradient:
-        """The full gradient."""
         return gradient(self.model, self.batch)
 
     @property
@@ -71,7 +70,6 @@ class Subject:
 
     @cached_property
     def lyapunov(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lyapunov exponents and standard errors."""
         return lyapunov_exponents(self.model, windows_of(self.ids, self.num_texts, self.window), warm_up=self.window)
 
 
@@ -165,10 +163,7 @@ def truncated_gradients(subject: Subject) -> Section:
             by_name = compared(gradient(subject.model, subject.batch, truncation), subject.full)
             rows += [{"kind": kind, "steps": steps, "parameter": name} | row for name, row in by_name.items()]
     parts = []
-    for kind, how in (
-        ("window", "each loss looks back {} steps (window)"),
-        ("segment", "the text is cut every {} (segment)"),
-    ):
+    for kind, how in (("window", "each loss looks back {} steps (window)"), ("segment", "the text is cut every {}")):
         totals = [row for row in rows if row["kind"] == kind and row["parameter"] == "all"]
         enough = _from_there_on([row["bias"] < 0.1 for row in totals])
         parts += [how.format(totals[enough]["steps"])] if enough is not None else []
@@ -188,18 +183,15 @@ def randomized_truncation(subject: Subject) -> Section:
         mean, variance = randomized_gradients(subject.model, subject.batch, probability, DRAWS)
         for name, row in compared(mean, full).items():
             names = list(full) if name == "all" else [name]
+            total, square = sum(variance[n].sum() for n in names), sum(np.square(full[n]).sum() for n in names)
             with np.errstate(divide="ignore", invalid="ignore"):
-                deviation = np.sqrt(
-                    sum(variance[n].sum() for n in names) / sum(np.square(full[n]).sum() for n in names)
-                )
+                deviation = np.sqrt(total / square)
             spread = {"standard_deviation": float(deviation), "standard_error": float(deviation) / DRAWS**0.5}
             rows.append({"keep_probability": probability, "parameter": name} | row | spread)
     totals = [row for row in rows if row["parameter"] == "all"]
     quiet = _from_there_on([row["standard_deviation"] < 1 for row in totals])
-    small = "the error of a single draw is smaller than the norm of the full gradient."
-    finding = (
-        f"For no tested π {small}" if quiet is None else f"From π = {totals[quiet]['keep_probability']:g}, {small}"
-    )
+    where = f"From π = {totals[quiet]['keep_probability']:g}," if quiet is not None else "For no tested π"
+    finding = f"{where} the error of a single draw is smaller than the norm of the full gradient."
     rare = [f"{row['keep_probability']:g}" for row in totals if row["bias"] > 3 * row["standard_error"]]
     if rare:
         finding += f" At π = {', '.join(rare)}, rare large draws dominate the mean; {DRAWS} draws are too few."

@@ -107,14 +107,7 @@ def decompress(
     *,
     on_progress: Progress = lambda size: None,
 ) -> Report:
-    """Restores a file from its archive.
-
-    Args:
-      model: the archive's model; the field `mix` of its `Header` names the mixture.
-      vocabulary: the model's.
-      source: the archive.
-      target: the file, opened for writing and reading; seekable.
-      on_progress: called with the number of bytes decoded since the last call.
+    """Restores a file, `target`, from its archive, `source`. The field `mix` of the `Header` names the mixture to load.
 
     Raises:
       UserError: if the archive is damaged or belongs to another model, or this machine computes differently.

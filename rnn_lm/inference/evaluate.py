@@ -96,13 +96,12 @@ def _totals(
     for window in _cut(ids, reset_every, len(models) * models[0].vocab_size):
         for part, windows in reader(*window):
             tokens = int(window[-1][part].sum())
-            totals = [total + _evaluated(each, tokens) for total, each in zip(totals, windows, strict=True)]
+            new = [
+                Evaluation(float(w.nats.sum()), tokens, {k: float(x) for k, x in w.max_abs.items()}) for w in windows
+            ]
+            totals = [total + each for total, each in zip(totals, new, strict=True)]
             on_progress(tokens)
     return totals
-
-
-def _evaluated(window: Window, tokens: int) -> Evaluation:
-    return Evaluation(float(window.nats.sum()), tokens, {name: float(x) for name, x in window.max_abs.items()})
 
 
 def _cut(ids: np.ndarray, reset_every: int, numbers: int) -> Iterator[list[np.ndarray]]:

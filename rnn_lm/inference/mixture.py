@@ -122,7 +122,7 @@ class Mixture(LanguageModel):
 
     def logits(self, h: Any) -> Float[Array, "*batch V"]:
         network, context = h
-        # λ belongs to the longest context, which has the largest node.
+        # λ is that of the longest context, whose node is the largest.
         odds = WEIGHT_SCALE * self.w_mix[self.bucket[context.max(axis=-1)]][..., None]
         # The mixture's loss trains λ only; the network would otherwise unlearn what the n-grams know.
         log_probs = jax.lax.stop_gradient(jax.nn.log_softmax(self.model.logits(network)))

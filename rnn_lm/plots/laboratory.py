@@ -75,12 +75,11 @@ def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
             style = {"marker": marker, "label": f"{kind} truncation"} if name == "all" else {"alpha": 0.25}
             plot_rows(cosine, line, "steps", "cosine", color=colour, **style)
             plot_rows(bias, line, "steps", "bias", color=colour, **style)
-    for axes in (cosine, bias):
-        axes.plot([], [], color="gray", alpha=0.4, label="pale: single parameters")
     cosine.set(title="Direction", ylabel="cosine between truncated and full gradient")
     bias.set(title="Bias", ylabel="‖truncated − full‖ / ‖full‖ (logarithmic)", yscale="log")
     plain_ticks(bias.yaxis, subs=(1, 2, 5))
     for axes in (cosine, bias):
+        axes.plot([], [], color="gray", alpha=0.4, label="pale: single parameters")
         axes.set_xlabel("τ: steps until the gradient stops")
         axes.set_xscale("log", base=2)
         plain_ticks(axes.xaxis)
@@ -134,11 +133,10 @@ def cost(path: Path, section: Mapping[str, Any]) -> None:
     figure, [memory, seconds] = new_figure(section["finding"], columns=2)
     names = {"cached": "all states stored", "remat": "recomputation (remat)", "truncated": "truncated"}
     for (way, name), marker in zip(names.items(), "os^", strict=True):
-        rows = [row for row in section["rows"] if row["way"] == way]
-        megabytes = [row | {"MB": row["temporary_bytes"] / 1e6} for row in rows]
-        milliseconds = [row | {"ms": 1e3 * row["seconds"]} for row in rows if row["seconds"] is not None]
-        plot_rows(memory, megabytes, "steps", "MB", marker=marker, label=name)
-        plot_rows(seconds, milliseconds, "steps", "ms", marker=marker, label=name)
+        rows = [row | {"MB": row["temporary_bytes"] / 1e6} for row in section["rows"] if row["way"] == way]
+        timed = [row | {"ms": 1e3 * row["seconds"]} for row in rows if row["seconds"] is not None]
+        plot_rows(memory, rows, "steps", "MB", marker=marker, label=name)
+        plot_rows(seconds, timed, "steps", "ms", marker=marker, label=name)
     memory.set(title="Memory of one gradient", ylabel="temporaries (MB, logarithmic)")
     seconds.set(title="Time of one gradient", ylabel="milliseconds (logarithmic)")
     for axes in (memory, seconds):
