@@ -1,8 +1,7 @@
-"""Counts → probabilities: the baseline that needs no network.
+"""N-gram models: counts → probabilities.
 
-The n-grams of all orders stand in one trie. A node is a number, an n-gram's rank among those of its order; they are
-sorted by their prefix's node, then by their last token, so that one `searchsorted` finds many of them at once, whatever
-the size of the vocabulary.
+The n-grams of all orders form a trie. A node is the rank of an n-gram within its order, sorted by its prefix's node and
+then its last token, so one `searchsorted` finds many n-grams at once for any vocabulary size.
 """
 
 import io
@@ -24,19 +23,19 @@ ROOT = 0  # the node of the empty n-gram
 
 @dataclass(frozen=True)
 class Level:
-    """The n-grams of one order: P = the n-gram's weight + its context's backoff · P at the level below."""
+    """The n-grams of one order: P = the n-gram's weight + its context's backoff · P of the order below."""
 
     keys: Int[np.ndarray, "M"]  # the prefix's node · V + the last token, ascending
     counts: Int[np.ndarray, "M"]  # by node
     weights: Float[np.ndarray, "M"]  # by node
-    backoffs: Float[np.ndarray, "P"]  # by the node of the context, which is a level below
+    backoffs: Float[np.ndarray, "P"]  # by the context's node, one order below
 
 
 class NGramLM:
     """P(token | the order − 1 tokens before it), from the counts of a text.
 
-    With level k = 1 … order and P_0 = 1 / V, P_k = weight + backoff · P_{k−1} (of add-α: · P_0), where an n-gram that
-    was never seen has weight 0, and a context that nothing was seen after has backoff 1.
+    For k = 1 … order and P_0 = 1 / V, P_k = weight + backoff · P_{k−1} (add-α: · P_0). An unseen n-gram has weight 0,
+    an unseen context backoff 1.
 
     >>> model = NGramLM.fit(np.array([1, 2, 1, 2, 1, 3]), order=2, vocab_size=4, smoothing="mle")
     >>> np.exp(model.log_probs([1])).round(3)
@@ -55,7 +54,7 @@ class NGramLM:
 
     @property
     def num_counts(self) -> int:
-        """N-grams stored, of all orders; V ** order are possible."""
+        """The number of stored n-grams of all orders."""
         return sum(len(level.keys) for level in self.levels)
 
     @classmethod
@@ -71,16 +70,16 @@ class NGramLM:
         """Counts a text.
 
         Args:
-          ids: its token ids.
+          ids: the token ids.
           order: n, 1 to 10; the context is n − 1 tokens.
           vocab_size: V.
-          smoothing: "kneser_ney", interpolated and modified, with three discounts an order (Chen, Goodman 1998); or
-            "add_alpha", (count + α) / (total + α V); or "mle", count / total, unseen contexts being shortened.
+          smoothing: "kneser_ney", interpolated and modified, with three discounts per order (Chen, Goodman 1998);
+            "add_alpha", (count + α) / (total + α V); or "mle", count / total, which shortens unseen contexts.
           alpha: α of add_alpha, above 0.
 
         Raises:
-          UserError: where the order cannot be, or the text is shorter.
-          ValueError: where an id is not from 0 to V − 1.
+          UserError: if the order is out of range, or the text is shorter than it.
+          ValueError: if an id is not from 0 to V − 1.
         """
         *_, model = cls.fit_orders(ids, order=order, vocab_size=vocab_size, smoothing=smoothing, alpha=alpha)
         return model
@@ -95,7 +94,7 @@ class NGramLM:
         smoothing: str = "kneser_ney",
         alpha: float = 1.0,
     ) -> Iterator["NGramLM"]:
-        """`fit` of the orders 1, 2, … up to `order`, for little more than the last one alone: they share levels."""
+        """`fit` for the orders 1 to `order`, which share levels; little slower than `order` alone."""
         if not 1 <= order <= MAX_ORDER:
             raise UserError(f"the n-gram's order is {order}; it must be from 1 to {MAX_ORDER}")
         if smoothing not in SMOOTHINGS:
@@ -116,8 +115,8 @@ class NGramLM:
             )
             if k > 1:
                 if smoothing == "kneser_ney":
-                    # Below the highest order an n-gram counts as often as different tokens stand before it, the text's
-                    # start being one of them.
+                    # Below the highest order, the count is the number of distinct tokens before the n-gram. The start
+                    # of the text is one of them.
                     suffix = np.empty(len(longer), np.int64)
                     suffix[nodes] = starts[1 : len(nodes) + 1]
                     continuations = np.bincount(suffix, minlength=len(keys))
@@ -129,7 +128,7 @@ class NGramLM:
             yield cls([*lower, top], **settings)
 
     def save(self, path: Path) -> None:
-        """Keeps the counts in an .npz file; what follows from them is computed again by `load`."""
+        """Writes the counts to an .npz file."""
         arrays = {
             f"{name}_{k}": getattr(level, name) for k, level in enumerate(self.levels) for name in ("keys", "counts")
         }
@@ -140,11 +139,10 @@ class NGramLM:
 
     @classmethod
     def load(cls, path: Path) -> "NGramLM":
-        """What `save` kept.
+        """Reads a file of `save`.
 
         Raises:
-          Unreadable: the file is missing or damaged.
-          NewerFormat: a newer version wrote it.
+          Unreadable: if the file is missing or damaged; NewerFormat if a newer version wrote it.
         """
         try:
             with np.load(io.BytesIO(path.read_bytes())) as file:
@@ -158,14 +156,12 @@ class NGramLM:
                 raise ValueError("it has no order")
         except NewerFormat:
             raise
-        except Exception as error:  # zip, zlib and numpy each have their own
-            raise Unreadable(
-                f"{path}: no n-gram model can be read ({error}); delete it to have it counted again"
-            ) from error
+        except Exception as error:  # zip, zlib and numpy have many
+            raise Unreadable(f"{path}: not an n-gram model ({error}); delete it to count it again") from error
         return cls(levels, **settings)
 
     def probs(self, ids: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-        """P of each token of a text given those before it, of which the first ones have fewer."""
+        """P of each token of a text given the tokens before it; the first tokens have shorter contexts."""
         ids = _checked(ids, self.vocab_size)
         uniform = probs = np.full(len(ids), 1 / self.vocab_size)
         contexts = np.full(len(ids) + 1, ROOT)  # the node of the k − 1 tokens from each position on
@@ -180,14 +176,14 @@ class NGramLM:
         return probs
 
     def nll(self, ids: Int[np.ndarray, "N"]) -> float:
-        """Mean nats per token of all tokens but the first, which is context only; infinite where one is impossible."""
+        """Mean nats per token of all tokens but the first, which is context only; infinite if a token has P = 0."""
         if len(ids) < 2:
             raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
         with np.errstate(divide="ignore"):
             return float(-np.log(self.probs(ids)[1:]).mean())
 
     def log_probs(self, context: Sequence[int] | Int[np.ndarray, "n"]) -> Float[np.ndarray, "V"]:
-        """The logarithm of P of every token after a context of any length, of which the last order − 1 tokens count."""
+        """Log probability of every token after a context, of which the last order − 1 tokens count."""
         context = _checked(context, self.vocab_size)
         uniform = probs = np.full(self.vocab_size, 1 / self.vocab_size)
         for k, level in enumerate(self.levels[: len(context) + 1], start=1):
@@ -204,7 +200,7 @@ class NGramLM:
 
 
 def _checked(ids: Any, vocab_size: int) -> Int[np.ndarray, "N"]:
-    """Ids as int64, in which a node times V has room."""
+    """Ids as int64, so that node · V does not overflow."""
     ids = np.asarray(ids)
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         raise ValueError(f"ids from {ids.min()} to {ids.max()}; they must be from 0 to {vocab_size - 1}")
@@ -212,7 +208,7 @@ def _checked(ids: Any, vocab_size: int) -> Int[np.ndarray, "N"]:
 
 
 def _find(keys: np.ndarray, prefixes, tokens, vocab_size: int):
-    """The nodes of prefixes followed by tokens; −1 where there is none, or no prefix."""
+    """The nodes of prefixes followed by tokens; −1 if the n-gram or its prefix is missing."""
     wanted = np.asarray(prefixes) * vocab_size + tokens
     nodes = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where((np.asarray(prefixes) >= 0) & (keys[nodes] == wanted), nodes, -1)
@@ -228,7 +224,7 @@ def _level(
 
 
 def _kneser_ney(counts, contexts, totals, added):
-    """(count − D(count)) / total, and what the discounts D leave over for the order below."""
+    """(count − D(count)) / total; the discounts D go to the order below."""
     discounts = np.concatenate([[0.0], discounts_of(counts)])[np.minimum(counts, 3)]
     left_over = np.bincount(contexts, discounts, len(totals))
     backoffs = np.divide(left_over, totals, out=np.ones(len(totals)), where=totals > 0)
@@ -236,12 +232,12 @@ def _kneser_ney(counts, contexts, totals, added):
 
 
 def _add_alpha(counts, contexts, totals, added):
-    """(count + α) / (total + α V): the share of α V is that of the uniform distribution."""
+    """(count + α) / (total + α V); α V goes to the uniform distribution."""
     return counts / (totals + added)[contexts], added / (totals + added)
 
 
 def _mle(counts, contexts, totals, added):
-    """Counts over totals; nothing is left for what was not seen."""
+    """P = count / total; nothing goes to unseen n-grams."""
     return counts / totals[contexts], np.where(totals > 0, 0.0, 1.0)
 
 
@@ -249,10 +245,10 @@ SMOOTHINGS = {"kneser_ney": _kneser_ney, "add_alpha": _add_alpha, "mle": _mle}
 
 
 def discounts_of(counts: Int[np.ndarray, "M"]) -> Float[np.ndarray, "3"]:
-    """The modified Kneser-Ney discounts of counts 1, 2 and 3 or more, from the counts of counts (Chen, Goodman 1998).
+    """The modified Kneser-Ney discounts of counts 1, 2 and ≥ 3, from the counts of counts (Chen, Goodman 1998).
 
-    D_i = i − (i + 1) Y n_{i+1} / n_i with Y = n_1 / (n_1 + 2 n_2). Where a small text leaves one of them undefined or
-    out of its range, all three are fixed, at KenLM's 0.5, 1 and 1.5.
+    D_i = i − (i + 1) Y n_{i+1} / n_i with Y = n_1 / (n_1 + 2 n_2). If one is undefined or out of range, as in small
+    texts, KenLM's fixed discounts 0.5, 1 and 1.5 are used.
     """
     n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(float)
     if (n > 0).all():
@@ -265,9 +261,6 @@ def discounts_of(counts: Int[np.ndarray, "M"]) -> Float[np.ndarray, "3"]:
 
 
 def unigram_nll(train_ids: np.ndarray, ids: np.ndarray, vocab_size: int) -> float:
-    """Mean nats per token of ids [N], the first being context, under the training text's token frequencies.
-
-    One is added to every count, so that no token is impossible: `P(v) = (count(v) + 1) / (N_train + |𝒱|)`.
-    """
+    """Mean nats per token of ids [N] without the first, under P(v) = (count(v) + 1) / (N_train + |𝒱|)."""
     counts = np.bincount(train_ids, minlength=vocab_size) + 1.0
     return float(np.mean(math.log(counts.sum()) - np.log(counts)[ids[1:]]))

@@ -1,4 +1,4 @@
-from rnn_lm.plots.run import learning_curve
+from rnn_lm.plots.curves import learning_curve
 
 
 def test_a_learning_curve_is_drawn_also_from_little(tmp_path):

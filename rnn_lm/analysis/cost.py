@@ -1,4 +1,4 @@
-"""What a training step takes, in memory and in time, by how it goes back through time."""
+"""Memory and time of a gradient through time: states stored, recomputed, or truncated."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from jaxtyping import Array, Float, Int
 
 from rnn_lm.nn.models import RNNLM
 
-MAX_BYTES = 4e9  # of a gradient that is run, not only compiled
-TIME_LIMIT = 1.0  # seconds, after which a call is not repeated
+MAX_BYTES = 4e9  # larger gradients are compiled but not run
+TIME_LIMIT = 1.0  # seconds; calls are repeated until then
 
 Loss = Callable[[Any, Any, Int[Array, "T B"]], tuple[Float[Array, ""], Any]]
 
 
 def loss_of(graphdef: nnx.GraphDef, *, remat: int | Literal["sqrt"] | None = None) -> Loss:
-    """(parameters, carry, tokens) → the language model's loss, summed over all steps, and the carry after the last."""
+    """(parameters, carry, tokens) → the loss summed over all steps, and the last carry."""
 
     def loss(params: Any, carry: Any, tokens: Int[Array, "T B"]) -> tuple[Float[Array, ""], Any]:
         model = nnx.merge(graphdef, params)
@@ -30,9 +30,9 @@ def loss_of(graphdef: nnx.GraphDef, *, remat: int | Literal["sqrt"] | None = Non
 
 
 def gradient_in_segments(loss: Loss, segment: int, params: Any, carry: Any, tokens: Int[Array, "T B"]) -> Any:
-    """Truncated backpropagation through time: the gradient of each segment, one after the other, summed.
+    """Truncated backpropagation through time: the sum of the gradients of the segments.
 
-    What a segment needs for its gradient is forgotten before the next; the state goes on as a constant.
+    Memory is that of one segment. The state is carried to the next segment as a constant.
     """
 
     def one(state: tuple[Any, Any], tokens: Int[Array, "k B"]) -> tuple[tuple[Any, Any], None]:
@@ -48,10 +48,9 @@ def gradient_in_segments(loss: Loss, segment: int, params: Any, carry: Any, toke
 def ways_back(
     loss_with: Callable[..., Loss], *, remat: int | Literal["sqrt"], segment: int
 ) -> dict[str, Callable[..., Any]]:
-    """Three ways to the gradient of `loss_with(remat=…)`, each (parameters, carry, inputs) → gradient.
+    """Three functions (parameters, carry, inputs) → gradient of `loss_with(remat=…)`.
 
-    All states "cached"; "remat", the states of every so many steps kept and the others computed again; "truncated" at
-    segments.
+    "cached" stores all states, "remat" recomputes most of them, "truncated" stops at each segment.
     """
     cached, recomputed = loss_with(remat=None), loss_with(remat=remat)
     return {
@@ -62,7 +61,7 @@ def ways_back(
 
 
 def step_costs(model: RNNLM, *, batch_size: int, segment: int, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """What the gradient over T steps takes by each of `ways_back`, for each T of `lengths`, multiples of `segment`."""
+    """Memory and time of each of `ways_back` over T steps, for each T in `lengths` (multiples of `segment`)."""
     graphdef, params = nnx.split(model, nnx.Param)
     ways = ways_back(partial(loss_of, graphdef), remat="sqrt", segment=segment)
     carry = model.initialize_carry(batch_size)
@@ -74,9 +73,9 @@ def step_costs(model: RNNLM, *, batch_size: int, segment: int, lengths: Sequence
 
 
 def measured(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """What a function takes: bytes of temporaries, by the compiled program's own account, and seconds.
+    """Bytes of temporaries, as the compiled program reports them, and seconds of a function.
 
-    The time is the fastest of a few calls within `TIME_LIMIT`; None where the memory would be more than `MAX_BYTES`.
+    The time is the fastest of up to three calls; None if the memory exceeds `MAX_BYTES`.
     """
     compiled = jax.jit(function).lower(*arguments).compile()
     analysis: Any = compiled.memory_analysis()

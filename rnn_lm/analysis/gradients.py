@@ -1,4 +1,4 @@
-"""The laboratory of backpropagation through time: what gradients do on the way back, and what truncation changes."""
+"""Gradients through time: their norm by lag, and their bias and variance under truncation."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,23 +17,21 @@ from rnn_lm.nn.stack import states_by_letter
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
 
 Gradient = dict[str, np.ndarray]  # by the parameter's name, such as "cell.w_hh"
-AT_ONCE = 16  # backward passes side by side, at most
-MAX_NUMBERS = 2**24  # of states and logits, in passes side by side
-SMALLEST = 1e-30  # a norm; less is soon too little for a float32
+AT_ONCE = 16  # maximum number of backward passes side by side
+MAX_NUMBERS = 2**24  # states and logits of the passes side by side
+SMALLEST = 1e-30  # smaller norms are close to float32's limit
 
 
 def windows_of(ids: Int[np.ndarray, "T"], count: int, window: int) -> Int[np.ndarray, "L N"]:
-    """`count` windows, evenly spaced, of L = 2·window + 1 tokens: a warm-up, the window, and its last label.
-
-    The warm-up gives the window a state like those that the model has in the middle of a text.
+    """`count` evenly spaced windows of L = 2·window + 1 tokens: a warm-up, the window, and its last label.
 
     Raises:
-      UserError: where the text is shorter than one such window.
+      UserError: if the text is shorter than L.
     """
     length = 2 * window + 1
     if len(ids) < length:
         raise UserError(
-            f"the text has {len(ids)} tokens; a window of {window}, with as many before it to warm up, takes {length}: "
+            f"the text has {len(ids)} tokens; a window of {window} and a warm-up of the same length need {length}: "
             "give a longer text with --text=FILE or a smaller --window"
         )
     starts = np.linspace(0, len(ids) - length, count).astype(int)
@@ -41,7 +39,7 @@ def windows_of(ids: Int[np.ndarray, "T"], count: int, window: int) -> Int[np.nda
 
 
 class Minibatch(NamedTuple):
-    """The state before N windows, a constant; their tokens; and each one's successor."""
+    """N windows: the state before them, a constant, their tokens, and the next tokens."""
 
     carry: Any
     inputs: Int[Array, "W N"]
@@ -49,7 +47,7 @@ class Minibatch(NamedTuple):
 
 
 def minibatch_of(model: RNNLM, windows: Int[np.ndarray, "L N"]) -> Minibatch:
-    """The later halves of the windows, after the model has read the earlier ones."""
+    """The second halves of windows, with the states after the first halves."""
     window = len(windows) // 2
     tokens = jnp.asarray(windows)
     carry, _ = model.hidden(model.initialize_carry(windows.shape[1]), tokens[:window])
@@ -57,10 +55,10 @@ def minibatch_of(model: RNNLM, windows: Int[np.ndarray, "L N"]) -> Minibatch:
 
 
 def norms_by_lag(model: RNNLM, batch: Minibatch) -> dict[str, Float[np.ndarray, "W N"]]:
-    """‖∂L_t/∂h_{t−k}‖ (and of LSTM cells ∂c), row k being lag k, column n the last step t of window n.
+    """‖∂L_t/∂h_{t−k}‖, and for LSTM cells also by c. Row k is lag k; in column n, t is the last step of window n.
 
-    h is the state that step t − k hands on, of all layers together; L_t = −ln P(token t+1) reads the top layer's h_t.
-    One backward pass a window: the adjoint of each h is the gradient of what is added to it, which is 0.
+    h is the state of all layers together. L_t = −ln P(token t+1) depends on the top layer's h_t. One backward pass per
+    window gives all lags: the gradient with respect to a zero added to each h.
     """
     graphdef, params = nnx.split(model, nnx.Param)
     return jax.device_get(_norms_by_lag(graphdef, params, batch))
@@ -91,15 +89,15 @@ def _norms_by_lag(graphdef: nnx.GraphDef, params: Any, batch: Minibatch) -> dict
 
 
 def _norm(x: Float[Array, "W H"]) -> Float[Array, "W"]:
-    """The norm of each row; its square alone could be too small, or too large, for a float32."""
+    """The norm of each row, without overflow or underflow of its square in float32."""
     largest = jnp.abs(x).max(1, keepdims=True)
     return largest[:, 0] * jnp.linalg.norm(x / jnp.where(largest > 0, largest, 1), axis=1)
 
 
 def effective_memory(norms: Float[np.ndarray, "W N"], share: float = 0.01) -> int | None:
-    """The first lag at which the median norm is below `share` of that at lag 0; None where no lag of the window is.
+    """The first lag at which the median norm is below `share` of the median at lag 0.
 
-    And where there is nothing to compare with: a median at lag 0 that is 0, or no number.
+    None if there is no such lag, or the median at lag 0 is 0 or not finite.
     """
     median = np.median(norms, axis=1)
     below = np.flatnonzero(median < share * median[0])
@@ -107,23 +105,23 @@ def effective_memory(norms: Float[np.ndarray, "W N"], share: float = 0.01) -> in
 
 
 def later_lags(norms: Float[np.ndarray, "W N"]) -> Int[np.ndarray, "K"]:
-    """The later half of the lags at which the median norm is a number that float32 can tell from 0."""
+    """The second half of the lags whose median norm is finite and above `SMALLEST`."""
     median = np.median(norms, axis=1)
     usable = np.flatnonzero(np.isfinite(median) & (median > SMALLEST))
     return usable[len(usable) // 2 :]
 
 
 def rate_by_lag(norms: Float[np.ndarray, "W N"]) -> float:
-    """The slope, over `later_lags`, of the mean over the text of log ‖∂L_t/∂h_{t−k}‖; nan where there are too few."""
+    """The slope of the mean of log ‖∂L_t/∂h_{t−k}‖ over `later_lags`; nan if there are too few."""
     lags = later_lags(norms)
-    held = norms[lags][:, (norms[lags] > SMALLEST).all(0)]  # of a loss that is exactly 0 nothing goes back
+    held = norms[lags][:, (norms[lags] > SMALLEST).all(0)]  # a loss of exactly 0 has no gradient
     return float(np.polyfit(lags, np.log(held).mean(1), 1)[0]) if len(lags) > 1 and held.size else float("nan")
 
 
 def gradient(
     model: RNNLM, batch: Minibatch, truncation: SegmentTruncation | WindowTruncation | None = None
 ) -> Gradient:
-    """Of the mean loss over all steps of all windows, by each parameter: the full one, or a truncated one."""
+    """The full or truncated gradient of the mean loss over all steps of all windows."""
     graphdef, params = nnx.split(model, nnx.Param)
     if isinstance(truncation, SegmentTruncation):  # one compilation for all lengths
         return _named(_segment_gradient(graphdef, params, batch, truncation.steps))
@@ -135,7 +133,7 @@ def randomized_gradients(
 ) -> tuple[Gradient, Gradient]:
     """Mean and variance of each entry of the gradient over independent draws of `RandomizedTruncation`.
 
-    Where π is small the mean lives from rare large draws, which a few draws do not show.
+    For small π, rare large draws dominate the mean, so a few draws underestimate it.
     """
     graphdef, params = nnx.split(model, nnx.Param)
     states = sum(leaf.shape[-1] for leaf in jax.tree.leaves(batch.carry))
@@ -171,7 +169,7 @@ def _moments(
 
     def off(key: Key[Array, ""]) -> Any:
         drawn = _gradient(graphdef, params, batch, RandomizedTruncation(keep_probability, key))
-        return jax.tree.map(jnp.subtract, drawn, full)  # not the draw itself, whose square would cost digits
+        return jax.tree.map(jnp.subtract, drawn, full)  # squares of differences keep more digits
 
     def add(sums: tuple[Any, Any], keys: Key[Array, "n"]) -> tuple[tuple[Any, Any], None]:
         d = jax.vmap(off)(keys)
@@ -180,13 +178,13 @@ def _moments(
     nothing = jax.tree.map(jnp.zeros_like, params)
     (total, squares), _ = jax.lax.scan(add, (nothing, nothing), keys)
     mean = jax.tree.map(lambda g, t: g + t / keys.size, full, total)
-    # Rounding alone can put the variance of what does not vary below 0.
+    # Rounding can make a variance of 0 negative.
     variance = jax.tree.map(lambda s, t: jnp.maximum(s - t**2 / keys.size, 0) / (keys.size - 1), squares, total)
     return mean, variance
 
 
 def compared(truncated: Gradient, full: Gradient) -> dict[str, dict[str, float]]:
-    """Cosine, norm ratio and relative bias ‖g_τ − g‖ / ‖g‖, of all parameters together ("all") and of each."""
+    """Cosine, norm ratio and relative bias ‖g_τ − g‖ / ‖g‖ of all parameters together ("all") and of each."""
     both = {"all": (_flat(truncated), _flat(full))} | {name: (truncated[name], full[name]) for name in full}
     rows = {}
     for name, (a, b) in both.items():
@@ -205,5 +203,5 @@ def _flat(gradient: Gradient) -> np.ndarray:
 
 
 def _named(params: Any) -> Gradient:
-    """In float64, so that no square is too small or too large."""
+    """By name, in float64, where no square overflows or underflows."""
     return {name: np.asarray(leaf, np.float64) for name, leaf in named_leaves(params).items()}

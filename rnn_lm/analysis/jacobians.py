@@ -1,4 +1,4 @@
-"""Products of Jacobians: how fast gradients grow or shrink on their way back, from W_hh and along real text."""
+"""Spectra of W_hh and Lyapunov exponents: how fast gradients grow or shrink."""
 
 from functools import partial
 from typing import Any
@@ -18,28 +18,27 @@ GATES: dict[type, tuple[str, ...]] = {ElmanCell: ("h",), GRUCell: ("r", "z", "n"
 
 
 def recurrent_spectra(model: RNNLM) -> list[dict[str, Any]]:
-    """Of each gate's [H, H] part of each layer's W_hh: eigenvalues, their largest modulus, and singular values.
+    """Eigenvalues, spectral radius and singular values of each gate's [H, H] block of W_hh, for each layer.
 
-    In an Elman cell without its tanh, gradients change by the eigenvalues' moduli per step in the long run and never
-    grow by more than the largest singular value in one; a gate has its part of that only. A cell without such a W_hh
-    has none.
+    In a linear Elman cell, gradients change by the eigenvalues' moduli per step in the long run, and by at most the
+    largest singular value in one step. Cells without such a W_hh are left out.
     """
     layers: list[Any] = list(model.cell.cells) if isinstance(model.cell, Stack) else [model.cell]
     spectra = []
     for number, cell in enumerate(layers, start=1):
         w_hh = np.asarray(cell.w_hh[...] if hasattr(cell, "w_hh") else np.zeros((0, 0)), np.float64)
         gates, rest = divmod(w_hh.shape[1], w_hh.shape[0]) if w_hh.size else (0, 0)
-        parts = np.split(w_hh, gates, axis=1) if gates and not rest else []
+        blocks = np.split(w_hh, gates, axis=1) if gates and not rest else []
         names = GATES.get(type(cell)) or [str(gate) for gate in range(1, gates + 1)]
-        for gate, part in zip(names, parts, strict=True):
-            eigenvalues = np.linalg.eigvals(part)
+        for gate, block in zip(names, blocks, strict=True):
+            eigenvalues = np.linalg.eigvals(block)
             spectra.append(
                 {
                     "layer": number,
                     "gate": gate,
                     "spectral_radius": float(np.abs(eigenvalues).max()),
                     "eigenvalues": [[float(x.real), float(x.imag)] for x in eigenvalues],
-                    "singular_values": np.linalg.svd(part, compute_uv=False).tolist(),
+                    "singular_values": np.linalg.svd(block, compute_uv=False).tolist(),
                 }
             )
     return spectra
@@ -48,12 +47,11 @@ def recurrent_spectra(model: RNNLM) -> list[dict[str, Any]]:
 def lyapunov_exponents(
     model: RNNLM, windows: Int[np.ndarray, "T N"], *, warm_up: int, count: int = 8
 ) -> tuple[Float[np.ndarray, "count"], Float[np.ndarray, "count"]]:
-    """The largest Lyapunov exponents of the state as the model reads N texts, in nats a step, and standard errors.
+    """The largest Lyapunov exponents of the state while the model reads N texts, in nats per step, and standard errors.
 
-    exp of the first is what a small change of the state (all layers, h and c) is multiplied by at each step, in the
-    mean along real text; so is a gradient on its way back. `count` directions are carried along by the Jacobians and
-    made orthogonal again at each step; what that divides them by is averaged, after `warm_up` steps. The errors, over
-    the texts, are nan where there is only one.
+    exp of the first is the mean growth per step of a small change to the state (all layers, h and c), and of a gradient
+    going back. `count` directions are multiplied by the Jacobians and orthogonalised by QR at each step; the logarithms
+    of R's diagonal are averaged after `warm_up` steps. The errors, over the texts, are nan for a single text.
 
     References: Benettin, Galgani, Giorgilli, Strelcyn, Meccanica 15, 1980; for recurrent networks: Vogt, Puelma
     Touzel, Shlizerman, Lajoie, Frontiers in Applied Mathematics and Statistics 8, 2022.
@@ -61,7 +59,7 @@ def lyapunov_exponents(
     graphdef, params = nnx.split(model, nnx.Param)
     logs = np.asarray(_stretching(graphdef, params, jnp.asarray(windows), count), np.float64)[warm_up:]
     by_text = logs.mean(0)
-    with np.errstate(invalid="ignore"):  # -inf − -inf, of directions that are lost at once
+    with np.errstate(invalid="ignore"):  # −inf − −inf, of directions that vanish at once
         spread = by_text.std(0, ddof=1) if len(by_text) > 1 else np.full(by_text.shape[1], np.nan)
     return by_text.mean(0), spread / np.sqrt(len(by_text))
 

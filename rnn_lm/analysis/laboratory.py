@@ -1,4 +1,4 @@
-"""What `inspect` asks of a trained model: one function a question, which returns its numbers and a sentence on them."""
+"""The measurements of `inspect`: each function returns its numbers and a one-sentence finding."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,67 +29,64 @@ from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.stack import Stack
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
 
-POSITIONS = 128  # in the text, whose losses are followed back
-TEXTS = 32  # side by side at most, for the Lyapunov exponents
-MINIBATCH = 8  # windows, whose full and truncated gradients are compared
+POSITIONS = 128  # losses to follow back
+TEXTS = 32  # maximum number of texts for the Lyapunov exponents
+MINIBATCH = 8  # windows for comparing full and truncated gradients
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 KEEP_PROBABILITIES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
-DRAWS = 48  # of each
-LENGTHS = (1, 4, 16)  # times segment_length: the T whose cost is measured
-SHOWN, SHOWN_SEGMENT = 60, 12  # tokens in the picture of the strategies, and in one of its segments
+DRAWS = 48  # per keep probability
+LENGTHS = (1, 4, 16)  # T / segment_length for measuring cost
+SHOWN, SHOWN_SEGMENT = 60, 12  # tokens in the plot of the strategies, and in one segment
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained model, a text to inspect it on, and the run that it comes from."""
+    """A trained model, a text, and the fields and metrics of its run."""
 
-    model: Any  # an RNNLM; of an MLPLM only `WITHOUT_STATE` can be asked
+    model: Any  # an RNNLM, or an MLPLM, which has the sections `WITHOUT_STATE` only
     ids: np.ndarray  # the text
-    window: int  # steps that are looked back
-    batch_size: int  # the run's, and so on
+    window: int  # number of steps to look back
+    batch_size: int
     segment_length: int
     clip_norm: float
-    lines: list[dict[str, Any]]  # of its metrics.jsonl
+    lines: list[dict[str, Any]]  # metrics.jsonl
 
     def minibatch(self, count: int) -> Minibatch:
         return minibatch_of(self.model, windows_of(self.ids, count, self.window))
 
     @cached_property
     def batch(self) -> Minibatch:
-        """What truncated gradients are compared on."""
+        """The minibatch for comparing gradients."""
         return self.minibatch(MINIBATCH)
 
     @cached_property
     def full(self) -> Gradient:
-        """What they are compared with."""
         return gradient(self.model, self.batch)
 
     @property
     def num_texts(self) -> int:
-        """For the Lyapunov exponents: as many as do not overlap."""
+        """Texts for the Lyapunov exponents, without overlap."""
         return max(1, min(TEXTS, len(self.ids) // (2 * self.window + 1)))
 
     @cached_property
     def lyapunov(self) -> tuple[np.ndarray, np.ndarray]:
-        """Exponents and standard errors."""
         return lyapunov_exponents(self.model, windows_of(self.ids, self.num_texts, self.window), warm_up=self.window)
 
 
 Section = dict[str, Any]
 
 
-def inspect(subject: Subject, on_progress: Callable[[str], Any] = lambda question: None) -> dict[str, Section]:
-    """All sections by name that a model has. `on_progress` is told the question that comes next.
+def inspect(subject: Subject, on_progress: Callable[[str], Any] = lambda title: None) -> dict[str, Section]:
+    """All sections that the model supports, by name. `on_progress` is called with the title of each section first.
 
     Raises:
-      UserError: where the text is shorter than the window needs.
+      UserError: if the text is too short for the window.
     """
     sections = {}
-    for name, (question, section) in SECTIONS.items():
-        if not _has_section(subject.model, name):
-            continue
-        on_progress(question)
-        sections[name] = section(subject)
+    for name, (title, section) in SECTIONS.items():
+        if _has_section(subject.model, name):
+            on_progress(title)
+            sections[name] = section(subject)
     return sections
 
 
@@ -103,20 +100,21 @@ def _has_section(model: Any, name: str) -> bool:
 
 
 def gradients_by_lag(subject: Subject) -> Section:
-    """‖∂L_t/∂h_{t−k}‖ over k, and the rate at which the Jacobians along the text say that it must change."""
+    """‖∂L_t/∂h_{t−k}‖ over k, its rate, and the rate predicted by the largest Lyapunov exponent."""
     norms = norms_by_lag(subject.model, subject.minibatch(POSITIONS))
     (exponent, *_), (error, *_) = subject.lyapunov
     memory, rate = effective_memory(norms["h"]), rate_by_lag(norms["h"])
     if not np.median(norms["h"][0]) > 0:  # nan too
-        finding = "The gradient is 0 or no number already at the step of the loss: there is nothing to follow back."
+        finding = "The gradient is 0 or not finite at the step of the loss, so there is nothing to measure."
     else:
-        where = f"after {memory} steps" if memory else f"nowhere within {subject.window} steps"
-        finding = f"On its way back the median gradient falls below 1 % of its start {where}."
+        falls = f"falls below 1 % of its initial norm after {memory} steps back"
+        stays = f"stays above 1 % of its initial norm over {subject.window} steps back"
+        finding = f"The median gradient {falls if memory else stays}."
     if np.isfinite(rate) and np.isfinite(exponent):
-        finding += f" Later on gradients are multiplied by {np.exp(rate):.3f} a step; "
-        finding += f"the largest Lyapunov exponent says {np.exp(exponent):.3f}."
+        finding += f" At later lags gradients are multiplied by {np.exp(rate):.3f} per step; "
+        finding += f"the largest Lyapunov exponent predicts {np.exp(exponent):.3f}."
         if exponent - rate > max(0.02, 4 * np.nan_to_num(error)):
-            finding += " (They part: what the state keeps longest, the loss hardly reads.)"
+            finding += " (They differ: the loss hardly depends on what the state keeps longest.)"
     return {
         "finding": finding,
         "positions": POSITIONS,
@@ -132,20 +130,21 @@ def gradients_by_lag(subject: Subject) -> Section:
 
 
 def jacobians(subject: Subject) -> Section:
-    """Eigenvalues and singular values of W_hh, gate by gate, and the Lyapunov exponents along the text."""
+    """Eigenvalues and singular values of each gate of W_hh, and Lyapunov exponents along the text."""
     spectra = recurrent_spectra(subject.model)
     exponents, errors = subject.lyapunov
     radii = sorted(gate["spectral_radius"] for gate in spectra)
-    which = f"{radii[0]:.2f} to {radii[-1]:.2f}" if len(radii) > 1 else f"{radii[0]:.2f}" if radii else ""
-    finding = f"The spectral radius of W_hh is {which}" if radii else "The cell has no W_hh of square parts"
-    if {gate["gate"] for gate in spectra} == {"h"}:  # an Elman cell: its own powers are the gradient's
+    ends = radii if len(radii) < 2 else [radii[0], radii[-1]]
+    radius = " to ".join(f"{radius:.2f}" for radius in ends)
+    finding = f"The spectral radius of W_hh is {radius}" if radii else "W_hh has no square blocks"
+    if {gate["gate"] for gate in spectra} == {"h"}:  # an Elman cell, whose gradients are powers of W_hh
         fate = "keep their size" if abs(radii[-1] - 1) < 0.005 else "explode" if radii[-1] > 1 else "vanish"
-        finding += f": by its powers alone gradients would {fate}"
+        finding += f": by its powers alone, gradients would {fate}"
     if np.isfinite(exponents[0]):
         error = f" (± {np.exp(exponents[0]) * errors[0]:.3f})" if np.isfinite(errors[0]) else ""
         finding += (
-            ". Counting in the slopes of activations and gates along the text, gradients are multiplied by "
-            f"{np.exp(exponents[0]):.3f}{error} a step: the largest Lyapunov exponent"
+            ". Including the derivatives of activations and gates, gradients are multiplied by "
+            f"{np.exp(exponents[0]):.3f}{error} per step (largest Lyapunov exponent)"
         )
     return {
         "finding": f"{finding}.",
@@ -157,7 +156,7 @@ def jacobians(subject: Subject) -> Section:
 
 
 def truncated_gradients(subject: Subject) -> Section:
-    """Segment and window truncation of 1, 2, 4, … steps beside the whole gradient, by parameter."""
+    """Segment and window truncation of 1, 2, 4, … steps compared with the full gradient, by parameter."""
     rows = []
     for steps in [2**i for i in range(32) if 2**i < subject.window] + [subject.window]:
         for kind, truncation in (("segment", SegmentTruncation(steps)), ("window", WindowTruncation(steps))):
@@ -168,69 +167,68 @@ def truncated_gradients(subject: Subject) -> Section:
         totals = [row for row in rows if row["kind"] == kind and row["parameter"] == "all"]
         enough = _from_there_on([row["bias"] < 0.1 for row in totals])
         parts += [how.format(totals[enough]["steps"])] if enough is not None else []
-    finding = f"The truncated gradient is within 10 % of the one over {subject.window} steps if {' or '.join(parts)}."
+    finding = f"The truncated gradient is within 10 % of the full one ({subject.window} steps) if {' or '.join(parts)}."
     return {
-        "finding": finding if parts else "The gradient is 0 or no number here: there is nothing to compare.",
+        "finding": finding if parts else "The gradient is 0 or not finite, so there is nothing to compare.",
         "windows": MINIBATCH,
         "rows": rows,
     }
 
 
 def randomized_truncation(subject: Subject) -> Section:
-    """Mean and spread of randomized truncation over many draws, for several π, by parameter."""
+    """Bias and standard deviation of randomized truncation for several π, by parameter."""
     full = subject.full
     rows: list[dict[str, Any]] = []
     for probability in KEEP_PROBABILITIES:
         mean, variance = randomized_gradients(subject.model, subject.batch, probability, DRAWS)
         for name, row in compared(mean, full).items():
             names = list(full) if name == "all" else [name]
+            total, square = sum(variance[n].sum() for n in names), sum(np.square(full[n]).sum() for n in names)
             with np.errstate(divide="ignore", invalid="ignore"):
-                deviation = np.sqrt(
-                    sum(variance[n].sum() for n in names) / sum(np.square(full[n]).sum() for n in names)
-                )
+                deviation = np.sqrt(total / square)
             spread = {"standard_deviation": float(deviation), "standard_error": float(deviation) / DRAWS**0.5}
             rows.append({"keep_probability": probability, "parameter": name} | row | spread)
     totals = [row for row in rows if row["parameter"] == "all"]
     quiet = _from_there_on([row["standard_deviation"] < 1 for row in totals])
-    where = f"from π = {totals[quiet]['keep_probability']:g} on" if quiet is not None else "for no π here"
+    where = f"From π = {totals[quiet]['keep_probability']:g}," if quiet is not None else "For no tested π"
+    finding = f"{where} the error of a single draw is smaller than the norm of the full gradient."
     rare = [f"{row['keep_probability']:g}" for row in totals if row["bias"] > 3 * row["standard_error"]]
-    finding = f"A single draw strays from the full gradient by less than that one's own length {where}."
     if rare:
-        finding += f" At π = {', '.join(rare)} the mean rests on rare large draws: {DRAWS} are too few to show it."
+        finding += f" At π = {', '.join(rare)}, rare large draws dominate the mean; {DRAWS} draws are too few."
     return {"finding": finding, "draws": DRAWS, "rows": rows}
 
 
 def _from_there_on(fits: Sequence[Any]) -> int | None:
-    """The place from which on all fit; None where the last does not."""
+    """The index from which all are true; None if the last is false."""
     misfits = [i for i, fit in enumerate(fits) if not fit]
     start = misfits[-1] + 1 if misfits else 0
     return start if start < len(fits) else None
 
 
 def clipping(subject: Subject) -> Section:
-    """The gradient's norm before and after clipping through the run, and the share of steps at which it acted."""
+    """Gradient norm before and after clipping through the run, and the share of clipped steps."""
     names = ("step", "grad_norm", "clipped_norm", "clipped")
     lines = [{n: line[n] for n in names if n in line} for line in subject.lines if line["split"] == "train"]
     since = np.diff([0, *(line["step"] for line in lines)])
     noted = [(line["clipped"] * steps, steps) for line, steps in zip(lines, since, strict=True) if "clipped" in line]
     share = float(sum(n for n, _ in noted) / sum(steps for _, steps in noted)) if noted else None
     if share is not None:
-        finding = f"The gradient's norm was clipped to {subject.clip_norm:g} at {100 * share:.1f} % of the steps."
+        finding = f"The gradient norm was clipped to {subject.clip_norm:g} at {100 * share:.1f} % of the steps."
     elif not subject.clip_norm:
-        finding = "Nothing was clipped: clip_norm is 0."
+        finding = "Gradients were not clipped: clip_norm is 0."
     else:
-        finding = "The run has not logged what clipping does: it was stopped too early, or is of an older version."
+        finding = "The run has not logged clipping: it was stopped too early, or made by an older version."
     return {"finding": finding, "clip_norm": subject.clip_norm, "share": share, "lines": lines}
 
 
 def cost(subject: Subject) -> Section:
-    """Memory and time of the gradient against T: all states kept, some computed again, or truncated."""
+    """Memory and time of a gradient over T steps: states stored, recomputed, or truncated."""
     lengths = [subject.segment_length * factor for factor in LENGTHS]
     rows = step_costs(subject.model, batch_size=subject.batch_size, segment=subject.segment_length, lengths=lengths)
     cached, remat, truncated = (f"{row['temporary_bytes'] / 1e6:.3g}" for row in rows[-3:])
     return {
-        "finding": f"Over {lengths[-1]:,} steps the gradient takes {cached} MB with all states kept, {remat} with most "
-        f"of them computed again, and {truncated} truncated every {subject.segment_length}.",
+        "finding": f"A gradient over {lengths[-1]:,} steps needs {cached} MB with all states stored, {remat} MB with "
+        f"recomputation, {truncated} MB truncated every {subject.segment_length} steps.",
         "batch_size": subject.batch_size,
         "segment_length": subject.segment_length,
         "rows": rows,
@@ -238,27 +236,27 @@ def cost(subject: Subject) -> Section:
 
 
 def strategies(subject: Subject) -> Section:
-    """The three ways to cut a text, on the first tokens of this one: where the gradient stops."""
+    """Where full, regular and randomized truncation stop the gradient, on the first tokens of the text."""
     shown = min(SHOWN, len(subject.ids))
     regular = SegmentTruncation(SHOWN_SEGMENT).passed(shown)
     randomized = RandomizedTruncation(1 - 1 / SHOWN_SEGMENT, named_key(0, "strategies")).passed(shown)
     passed = {"randomized": randomized, "regular": regular, "full": np.ones(shown)}
     return {
-        "finding": "Within a box gradients flow from right to left; at its left edge they stop. Regular truncation "
-        f"cuts every {SHOWN_SEGMENT} tokens, randomized as often in the mean, full never.",
+        "finding": "Gradients flow from right to left and stop at the left edge of a box. Regular truncation cuts "
+        f"every {SHOWN_SEGMENT} tokens, randomized truncation as often on average, full backpropagation never.",
         "tokens": subject.ids[:shown].tolist(),
         "cuts": {name: np.flatnonzero(np.asarray(p) == 0).tolist() for name, p in passed.items()},
     }
 
 
 SECTIONS: Mapping[str, tuple[str, Callable[[Subject], Section]]] = {
-    "gradients_by_lag": ("how far back does the loss look?", gradients_by_lag),
-    "jacobians": ("what do W_hh and the text do to gradients?", jacobians),
-    "truncated_gradients": ("what does truncation change?", truncated_gradients),
-    "randomized_truncation": ("what does randomized truncation cost?", randomized_truncation),
-    "clipping": ("how often did clipping act?", clipping),
-    "cost": ("what does a training step take?", cost),
-    "strategies": ("where does each strategy cut?", strategies),
+    "gradients_by_lag": ("gradient norm by lag", gradients_by_lag),
+    "jacobians": ("spectra of W_hh and Lyapunov exponents", jacobians),
+    "truncated_gradients": ("bias of truncated gradients", truncated_gradients),
+    "randomized_truncation": ("noise of randomized truncation", randomized_truncation),
+    "clipping": ("gradient clipping", clipping),
+    "cost": ("memory and time of a gradient", cost),
+    "strategies": ("truncation strategies", strategies),
 }
-WITHOUT_STATE = ("clipping",)  # asks nothing about time
-OF_A_STATE = ("gradients_by_lag", "jacobians")  # follow it through a cell that says what of it is its output
+WITHOUT_STATE = ("clipping",)  # for any model
+OF_A_STATE = ("gradients_by_lag", "jacobians")  # need a floating-point carry and a cell with `output`

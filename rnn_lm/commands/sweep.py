@@ -113,7 +113,7 @@ def _cell(value: Any) -> str:
 def _draw(folder: Path, result: dict[str, Any]) -> list[Path]:
     if not can_draw():
         return []
-    from rnn_lm.plots.sweeps import learning_curves, loss_by_field
+    from rnn_lm.plots.curves import learning_curves, loss_by_field
     from rnn_lm.runs.record import read_metrics
 
     curves = {row["name"]: read_metrics(Path(row["workdir"])) for row in result["members"]}

@@ -1,4 +1,4 @@
-"""The format of an archive: a header, then blocks, each with a checksum of its own."""
+"""The format of an archive: a header, then blocks, each with its own checksum."""
 
 import json
 import os
@@ -15,25 +15,25 @@ from rnn_lm.errors import UserError
 from rnn_lm.files import check_format
 
 MAGIC = b"rnn_lm\x00\x01"  # the last byte is the format's version
-MAX_HEADER = 2**26  # bytes; what claims more is no header
-CODED, STORED = 0, 1  # kinds of blocks: what the model would make longer is kept as it is
-_LENGTHS = struct.Struct("<II")  # of the header, and its CRC-32
-_BLOCK = struct.Struct("<BIII")  # kind, length, CRC-32 of what follows and of the bytes that it decodes to
+MAX_HEADER = 2**26  # bytes
+CODED, STORED = 0, 1  # kinds of blocks
+_LENGTHS = struct.Struct("<II")  # the header's length and CRC-32
+_BLOCK = struct.Struct("<BIII")  # kind, length, CRC-32 of the content and of the decoded bytes
 
 
 @dataclass(frozen=True)
 class Header:
-    """What must be known before the first block."""
+    """The fields that decoding needs. Their names are part of the format."""
 
     model: str  # fingerprint of the model and its vocabulary
-    mix: str  # what the network is mixed with
+    mix: str  # name of the mixture
     dynamic: bool
     size: int  # bytes of the file
     sha256: str  # of the file
-    shifts: str  # a digit for each lane: how many bytes later than in equal parts it starts, not to cut a character
-    units: int  # what the model reads: characters of the file, or its bytes
+    shifts: str  # one digit per lane: bytes from an equal division to the next symbol, where the lane starts
+    units: int  # symbols of the file
     characters: int
-    unknown: dict[int, int]  # the code of each one that the vocabulary lacks → how often it stands in the file
+    unknown: dict[int, int]  # code of each symbol outside the vocabulary → its count
     probe: str  # hash of a fixed text's frequencies and code
     made_with: dict[str, str]
 
@@ -43,14 +43,14 @@ class Header:
 
     @classmethod
     def read(cls, file: BufferedIOBase) -> "Header":
-        """The header of an archive, which is left at its first block.
+        """Reads the header of an archive, up to its first block.
 
         Raises:
-          UserError: where there is none, or it is damaged.
+          UserError: if there is no header, or it is damaged.
         """
         magic = file.read(len(MAGIC))
         if magic[:-1] != MAGIC[:-1] or magic[-1] == 0:
-            raise UserError("no archive: `compress` did not write it")
+            raise UserError("not an archive written by `compress`")
         check_format("the archive", magic[-1], newest=MAGIC[-1])
         try:
             length, checksum = _LENGTHS.unpack(file.read(_LENGTHS.size))
@@ -64,15 +64,15 @@ class Header:
 
 
 def write_block(file: BufferedIOBase, kind: int, content: bytes, raw: bytes) -> None:
-    """A block that decodes to `raw`."""
+    """Writes a block that decodes to `raw`."""
     file.write(_BLOCK.pack(kind, len(content), zlib.crc32(content), zlib.crc32(raw)) + content)
 
 
 def read_block(file: BufferedIOBase, longest: int) -> tuple[int, bytes, int]:
-    """The kind of the next block, its content, and the CRC-32 of what it decodes to.
+    """The kind of the next block, its content, and the CRC-32 of its decoded bytes.
 
     Raises:
-      UserError: where it is cut short, damaged, or longer than any can be.
+      UserError: if the block is cut short, damaged, or longer than `longest`.
     """
     start = file.read(_BLOCK.size)
     if len(start) == _BLOCK.size:
@@ -88,8 +88,8 @@ def damaged() -> UserError:
 
 
 def machine() -> dict[str, str]:
-    """What the last bit of a probability may depend on."""
-    from numpy._core._multiarray_umath import __cpu_features__  # numpy prints them, but has no function for them
+    """Everything that the last bit of a probability may depend on."""
+    from numpy._core._multiarray_umath import __cpu_features__  # numpy has no public function for them
 
     features = " ".join(sorted(name for name, has in __cpu_features__.items() if has))
     return {

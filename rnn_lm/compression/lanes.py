@@ -1,4 +1,4 @@
-"""What a model expects next in several texts side by side, as integers, so that it can be coded and decoded."""
+"""A model's probabilities for several texts side by side, as integers for the range coder."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,32 +14,31 @@ from rnn_lm.inference.dynamic import STEPS, Learned
 from rnn_lm.inference.reading import learn
 from rnn_lm.nn.models import LanguageModel
 
-TOTAL = 2**22  # what the frequencies of all tokens sum to; as shares of it they are exact in float32
+TOTAL = 2**22  # the sum of all frequencies; shares of it are exact in float32
 
-# Told the frequencies [L, V] and ln P [L, V] of the next tokens: which ones they are [L], and which are real [L].
+# (frequencies [L, V], ln P [L, V]) of the next tokens → (the tokens [L], which of them are real [L])
 Choose = Callable[[Int[np.ndarray, "L V"], Float[np.ndarray, "L V"]], tuple[np.ndarray, np.ndarray]]
 
 
 class State(NamedTuple):
-    """Of the model, between two blocks of tokens."""
+    """The model's state between two blocks."""
 
     learned: Learned
     carry: Any
-    last: Int[np.ndarray, "L"]  # the tokens read last
+    last: Int[np.ndarray, "L"]  # last tokens read
 
 
 class Lanes:
-    """A model that reads L texts side by side, token by token, in one compiled step of one shape.
+    """A model that reads L texts side by side, token by token, in one compiled step.
 
-    Whoever writes and whoever reads an archive goes through the very same steps: one probability that differed in its
-    last bit would spoil all that follows.
+    Encoding and decoding run the same steps: a difference in the last bit of one probability would corrupt the rest.
 
     Args:
-      model: what predicts the next token.
+      model: predicts the next token.
       size: L, the number of texts.
-      first: the token that stands before each text.
-      escape: the probability of id 0, which stands for what the vocabulary lacks.
-      dynamic: whether the model learns from what it has read.
+      first: the token before each text.
+      escape: the probability of id 0, the unknown symbols.
+      dynamic: whether the model keeps training on the texts.
     """
 
     def __init__(self, model: LanguageModel, size: int, *, first: int, escape: float, dynamic: bool):
@@ -50,7 +49,7 @@ class Lanes:
         self.start = State(Learned.nothing(params), model.initialize_carry(size), np.full(size, first, np.int32))
 
     def read(self, state: State, steps: int, choose: Choose) -> State:
-        """Goes on by so many tokens of each text."""
+        """Reads `steps` more tokens of each text."""
         learned, carry, last = state
         window: list[tuple[np.ndarray, ...]] = []
         for _ in range(steps):
@@ -58,7 +57,7 @@ class Lanes:
                 window_carry = carry
             carry, frequencies, log_probs = _step(self._graphdef, self._rest, learned.params, carry, last, self._escape)
             tokens, real = choose(np.asarray(frequencies), np.asarray(log_probs))
-            # What the vocabulary lacks teaches nothing: its probability is the file's.
+            # Unknown symbols are masked out of training: their probability comes from the file's counts.
             window.append((last, tokens, real & (tokens > 0)))
             last = tokens
             if len(window) == STEPS:
@@ -70,9 +69,9 @@ class Lanes:
 
 
 def frequencies_of(probs: Float[Array, "L V"]) -> Int[Array, "L V"]:
-    """Probabilities as integers that sum to `TOTAL`, none below 1, so that everything can be coded.
+    """Probabilities as integers that sum to `TOTAL`, each at least 1, so that every token can be coded.
 
-    What rounding leaves over goes to the likeliest token.
+    The likeliest token gets the rounding remainder.
     """
     free = TOTAL - probs.shape[-1]
     frequencies = 1 + jnp.floor(jnp.nan_to_num(probs) * free).astype(jnp.int32)

@@ -1,7 +1,6 @@
-"""A file as the sequence of units that a model reads: characters or bytes, each known by a number, its code.
+"""A file as a sequence of symbols: characters or bytes, each with a number, its code.
 
-Any bytes are characters too: where they are no UTF-8 each one becomes a code of its own, by Python's surrogate escape,
-which gives it back.
+Bytes that are not UTF-8 become one code each, by Python's surrogate escape, which is lossless.
 """
 
 import codecs
@@ -19,57 +18,59 @@ from jaxtyping import Int, UInt
 
 from rnn_lm.data.vocabulary import Vocabulary
 
-READ_BYTES = 2**20  # at once, when a file is looked through
+READ_BYTES = 2**20  # at once, in a survey
+
+Progress = Callable[[int], Any]  # called with a number of bytes
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a first look at a file finds."""
+    """Counts from a first pass over a file."""
 
     size: int  # bytes
     sha256: str
-    units: int
+    symbols: int
     characters: int
-    unknown: dict[int, int]  # the code of each unit that the vocabulary lacks → how often it stands in the file
+    unknown: dict[int, int]  # code of each symbol outside the vocabulary → its count
 
     @property
-    def foreign(self) -> bool:
-        """Whether it is mostly of units that the vocabulary lacks: another script, or no text."""
-        return 2 * sum(self.unknown.values()) > self.units
+    def mostly_unknown(self) -> bool:
+        """Whether most symbols are outside the vocabulary: another script, or not text."""
+        return 2 * sum(self.unknown.values()) > self.symbols
 
 
-class Units:
+class Symbols:
     """Bytes ↔ codes ↔ the ids of a vocabulary of characters or bytes."""
 
     def __init__(self, vocabulary: Vocabulary):
         self.of_bytes = vocabulary.kind == "byte"
-        self.max_bytes = 1 if self.of_bytes else 4  # of a unit
+        self.max_bytes = 1 if self.of_bytes else 4  # per symbol
         self.by_id = vocabulary.codes
         self.ids = vocabulary.encode_codes
 
     def codes(self, data: bytes) -> UInt[np.ndarray, "N"]:
-        """Those of some bytes. The first N of them do not change with what comes after N · `max_bytes` bytes."""
+        """The codes of some bytes. The first N codes depend on the first N · `max_bytes` bytes only."""
         if self.of_bytes:
             return np.frombuffer(data, np.uint8).astype(np.uint32)
         return _code_points(data.decode("utf-8", "surrogateescape"))
 
     def join(self, codes: UInt[np.ndarray, "N"]) -> bytes:
-        """The bytes that `codes` was given."""
+        """The inverse of `codes`."""
         if self.of_bytes:
             return codes.astype(np.uint8).tobytes()
         return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8", "surrogateescape")
 
     def sizes(self, codes: UInt[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
-        """How many bytes each unit takes."""
+        """The number of bytes of each symbol."""
         if self.of_bytes:
             return np.ones(len(codes), np.int64)
         is_byte = (codes >= 0xDC80) & (codes < 0xDD00)
         return np.where(is_byte, 1, 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000))
 
-    def survey(self, file: BufferedIOBase, on_progress: Callable[[int], Any] = lambda size: None) -> Survey:
-        """Looks through a file, from its start. `on_progress` is called now and then, with 0: nothing is coded yet."""
+    def survey(self, file: BufferedIOBase, on_progress: Progress = lambda size: None) -> Survey:
+        """Reads a file from its start. Calls `on_progress` with 0 from time to time, as nothing is encoded yet."""
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        digest, size, units, characters = hashlib.sha256(), 0, 0, 0
+        digest, size, symbols, characters = hashlib.sha256(), 0, 0, 0
         unknown: Counter[int] = Counter()
         file.seek(0)
         for data in chain(iter(partial(file.read, READ_BYTES), b""), [b""]):
@@ -77,13 +78,13 @@ class Units:
             text = decoder.decode(data, final=not data)
             part = self.codes(data) if self.of_bytes else _code_points(text)
             digest.update(data)
-            size, units, characters = size + len(data), units + len(part), characters + len(text)
+            size, symbols, characters = size + len(data), symbols + len(part), characters + len(text)
             found, counts = np.unique(part[self.ids(part) == 0], return_counts=True)
             unknown.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
-        return Survey(size, digest.hexdigest(), units, characters, dict(unknown))
+        return Survey(size, digest.hexdigest(), symbols, characters, dict(unknown))
 
     def shift(self, file: BufferedIOBase, place: int) -> int:
-        """How many bytes after a place in a file the next unit starts, at most 3."""
+        """The number of bytes, 0 to 3, from a place in a file to the start of the next symbol."""
         if self.of_bytes or not place:
             return 0
         file.seek(place)

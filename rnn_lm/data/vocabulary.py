@@ -16,8 +16,7 @@ NORMALIZE = {
     # The d2l rule: each run of anything but letters becomes one space.
     "letters": lambda text: re.sub("[^A-Za-z]+", " ", text).lower(),
 }
-# A text as the sequence of its tokens: a str for characters, bytes for bytes, a list for words. A word is a run of
-# anything but white space; the end of a line is a token too; other white space is only what stands between words.
+# Text → tokens: a str of characters, bytes, or a list of words. White space separates words; a newline is a token.
 TOKENIZE = {
     "char": lambda text: text,
     "word": lambda text: re.findall(r"\n|\S+", text),
@@ -27,7 +26,7 @@ Tokens = str | bytes | list[str]
 
 
 def tokenize(text: str, kind: str, normalize: str) -> Tokens:
-    """The normalized text as a sequence of tokens: of characters, words or bytes."""
+    """Normalizes a text and splits it into characters, words or bytes."""
     if kind not in TOKENIZE:
         raise unknown_name("corpus.tokens", kind, TOKENIZE)
     if normalize not in NORMALIZE:
@@ -36,14 +35,14 @@ def tokenize(text: str, kind: str, normalize: str) -> Tokens:
 
 
 def num_characters(tokens: Tokens) -> int:
-    """How many characters of text the tokens stand for: what bits per character are divided by."""
+    """The number of characters of text in tokens."""
     if isinstance(tokens, bytes):
         return int(np.count_nonzero(np.frombuffer(tokens, np.uint8) & 0xC0 != 0x80))  # all but continuation bytes
     return len(tokens) if isinstance(tokens, str) else len(_join(tokens))
 
 
 class Vocabulary:
-    """The tokens of a training text, most frequent first, ↔ ids. Id 0 is `<unk>`, all that the text did not have.
+    """Tokens of a training text, most frequent first, ↔ ids. Id 0 is `<unk>`, any other token.
 
     >>> vocabulary = Vocabulary.of(tokenize("machine", "char", "none"), kind="char", normalize="none")
     >>> vocabulary.decode(vocabulary.encode("chain"))
@@ -51,16 +50,16 @@ class Vocabulary:
     """
 
     def __init__(self, tokens: Sequence[str | int], *, kind: str, normalize: str):
-        self.tokens: list[str | int] = [UNKNOWN, *tokens]  # words or characters; for bytes their numbers
+        self.tokens: list[str | int] = [UNKNOWN, *tokens]  # words or characters, or bytes as numbers
         self.kind = kind
         self.normalize = normalize
         self._ids = {token: i + 1 for i, token in enumerate(tokens)}
 
     @classmethod
     def of(cls, tokens: Tokens, *, kind: str, normalize: str, max_vocab: int = 0) -> "Vocabulary":
-        """The vocabulary of a text; `max_vocab` entries of it at most, `<unk>` included (0: all)."""
+        """The vocabulary of a text, with at most `max_vocab` entries including `<unk>` (0: all)."""
         counts: Counter[Any] = Counter(tokens)
-        del counts[UNKNOWN]  # a text that has this very word means the same by it
+        del counts[UNKNOWN]  # the word <unk> in a text is id 0 too
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         return cls(
             [token for token, _ in ranked][: max_vocab - 1 if max_vocab else None], kind=kind, normalize=normalize
@@ -71,15 +70,15 @@ class Vocabulary:
 
     @property
     def start(self) -> int:
-        """The token that stands before a text: the end of a line or, where there is none, the most frequent one."""
+        """The token before a text: newline or, without one, the most frequent token."""
         return int(next(iter(self.encode("\n")), 0)) or 1
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids [N] of a text, normalized as the training text was. What is not in the vocabulary is 0."""
+        """The ids [N] of a text, normalized like the training text. Unknown tokens are 0."""
         return self.encode_tokens(tokenize(text, self.kind, self.normalize))
 
     def encode_tokens(self, tokens: Tokens) -> np.ndarray:
-        """The ids [N] of tokens that `tokenize` made."""
+        """The ids [N] of tokens from `tokenize`."""
         if isinstance(tokens, list):
             return np.fromiter((self._ids.get(token, 0) for token in tokens), np.int32, len(tokens))
         if isinstance(tokens, bytes):
@@ -88,31 +87,31 @@ class Vocabulary:
 
     @property
     def codes(self) -> np.ndarray:
-        """What each id stands for, in a vocabulary of characters or bytes: the code point, the byte; 0 for `<unk>`."""
+        """The code point or byte of each id, in a vocabulary of characters or bytes; 0 for `<unk>`."""
         return np.array([0, *(t if isinstance(t, int) else ord(t) for t in self.tokens[1:])], np.uint32)
 
     def encode_codes(self, codes: np.ndarray) -> np.ndarray:
-        """The ids of code points, or of bytes, in an array of any shape."""
+        """The ids of code points or bytes, in an array of any shape."""
         known = self.codes[1:]
         table = np.zeros(int(max(known.max(initial=0), codes.max(initial=0))) + 1, np.int32)
         table[known] = np.arange(1, len(self))
         return table[codes]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; bytes that are no UTF-8 become U+FFFD, `<unk>` stays itself."""
+        """The text of token ids. Bytes that are not UTF-8 become U+FFFD; `<unk>` is kept."""
         tokens = [self.tokens[i] for i in ids]
         if self.kind == "byte":
             return b"".join(t.encode() if isinstance(t, str) else bytes([t]) for t in tokens).decode(errors="replace")
         return "".join(map(str, tokens)) if self.kind == "char" else _join(list(map(str, tokens)))
 
     def continue_text(self, prompt: str, ids: Iterable[int]) -> str:
-        """The prompt as it was given, with the text of ids after it."""
+        """The unchanged prompt, followed by the text of ids."""
         start = self.encode(prompt)
         added = self.decode([*start, *ids])[len(self.decode(start)) :]
         return prompt + (added.removeprefix(" ") if self.kind == "word" and prompt[-1:].isspace() else added)
 
     def unknown_in(self, *texts: str) -> list[str]:
-        """The different tokens of texts that the vocabulary lacks, in the order of their appearance."""
+        """The distinct tokens of texts outside the vocabulary, in order of appearance."""
         tokens: Iterable[Any] = chain.from_iterable(tokenize(text, self.kind, self.normalize) for text in texts)
         return [chr(t) if isinstance(t, int) else t for t in dict.fromkeys(tokens) if t not in self._ids]
 
@@ -124,7 +123,7 @@ class Vocabulary:
         try:
             return cls(value["tokens"][1:], kind=value["kind"], normalize=value["normalize"])
         except (KeyError, TypeError) as error:
-            raise UserError(f"no vocabulary: {error!r} in {str(value)[:60]!r}") from error
+            raise UserError(f"not a vocabulary: {error!r} in {str(value)[:60]!r}") from error
 
 
 def _join(words: Sequence[str]) -> str:

@@ -1,11 +1,11 @@
-"""Dynamic evaluation: the model goes on learning from the text that it reads.
+"""Dynamic evaluation: the model keeps training on the text that it reads.
 
-Each few tokens, once they have been predicted, its parameters take a step down the gradient of their loss, and a little
-of the way back to where they started. What a text repeats, its names and its manner, is soon expected.
+Every few tokens, once they have been predicted, the parameters take a step down the gradient of their loss and a small
+step back to their initial values. The model adapts to what the text repeats, such as names and style.
 
-Reference: Krause, Kahembwe, Murray, Renals, Dynamic evaluation of neural sequence models, ICML 2018. Of its RMS update
-three things differ: squared gradients are averaged on the way, not over the training text, so that nothing but the
-model is needed; all parameters are pulled back alike; and the step grows with √(tokens of an update).
+Reference: Krause, Kahembwe, Murray, Renals, Dynamic evaluation of neural sequence models, ICML 2018. The RMS update
+differs in three ways: squared gradients are averaged while reading, so the training text is not needed; all parameters
+decay to their initial values at the same rate; and the step grows with √(tokens of an update).
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int
 
-STEPS = 16  # tokens (of each text that is read side by side) between two updates
-RATE = 8e-5  # how far a parameter moves, times √(tokens that the gradient is a mean over)
-RETURN = 2e-4  # of the distance to where it started, how much a parameter goes back with each update
-MEMORY = 0.999  # of the running mean of squared gradients
+STEPS = 16  # tokens of each text between two updates
+RATE = 8e-5  # learning rate per √(tokens of an update)
+RETURN = 2e-4  # share of the distance to its initial value that a parameter goes back at each update
+MEMORY = 0.999  # decay of the running mean of squared gradients
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Learned:
-    """The parameters as they are by now, and what the next update needs."""
+    """The current parameters, their initial values and the state of the optimizer."""
 
     params: nnx.State
     start: nnx.State
@@ -36,7 +36,7 @@ class Learned:
         return cls(params, params, _scaling().init(params))
 
     def update(self, grads: nnx.State, tokens: Int[Array, ""]) -> "Learned":
-        """A step down the gradient of the mean loss over so many tokens."""
+        """One update from the gradient of the mean loss over a number of tokens."""
         scaled, squares = _scaling().update(grads, self.squares)
         rate = RATE * jnp.sqrt(tokens.astype(jnp.float32))
 

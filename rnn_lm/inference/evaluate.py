@@ -1,8 +1,9 @@
-"""How well a model predicts a text."""
+"""The loss of a model on a text."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,16 @@ import numpy as np
 from rnn_lm.inference.reading import MAX_LOGITS, Window, read, read_and_learn
 from rnn_lm.nn.models import LanguageModel
 
-MAX_WINDOWS = 256  # side by side in one call
+MAX_WINDOWS = 256  # read side by side
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Total nats over a number of tokens, and the largest |h| (and |c|) met. Those of parts merge by addition."""
+    """Total nats, number of tokens, and the largest |h| (and |c|). Evaluations of parts of a text can be added."""
 
     nats: float
     tokens: int
-    max_abs: dict[str, float] = field(default_factory=dict)  # by the state's letter
+    max_abs: dict[str, float] = field(default_factory=dict)  # by name, "h" or "c"
 
     @property
     def nll(self) -> float:
@@ -33,16 +34,16 @@ class Evaluation:
 
 
 def runs_away(carried: Evaluation, reset: Evaluation) -> bool:
-    """Whether the state, carried through a whole text, does harm: 0.1 nats more than with resets.
+    """Whether the state diverges over a text: carrying it costs 0.1 nats more than resets do.
 
-    A context longer than any in training should help a little. In a young LSTM a memory cell can grow with every token
-    instead, until nothing that is read changes it.
+    Context longer than in training should help a little. In an LSTM trained briefly, a memory cell can instead grow
+    with every token until the input no longer changes it.
     """
     return not carried.nll <= reset.nll + 0.1  # nan too
 
 
 def figures(nll: float, tokens_per_character: float) -> dict[str, float]:
-    """What every report says of a mean loss: nats per token, perplexity = exp of it, bits per character of text."""
+    """A mean loss as nats per token, perplexity (its exp) and bits per character of text."""
     try:
         perplexity = math.exp(nll)
     except OverflowError:
@@ -58,26 +59,17 @@ def evaluate(
     dynamic: bool = False,
     on_progress: Callable[[int], Any] = lambda tokens: None,
 ) -> Evaluation:
-    """Scores every token of ids [N] but the first, N − 1 of them, each once.
+    """Scores every token of ids [N] but the first, each once.
 
-    The state starts from its initial value and is carried through the text as one stream, or, where `reset_every` is
-    not 0, starts anew with each `reset_every` tokens; such windows are computed side by side. `dynamic`: the model goes
-    on learning from what it has read (`rnn_lm.inference.dynamic`); the one that is given stays as it is. `on_progress`
-    is told how many more tokens are done.
+    The state is carried through the text, or reset every `reset_every` tokens if that is not 0; windows between resets
+    are computed side by side. With `dynamic` a copy of the model keeps training on the text while reading it
+    (`rnn_lm.inference.dynamic`). `on_progress` is called with the number of tokens scored since the last call.
     """
-    if len(ids) < 2:
-        raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
     if dynamic and reset_every:
-        raise ValueError("what is learned is not taken back: give either reset_every or dynamic")
-    if not dynamic:
-        return evaluate_members([model], ids, reset_every=reset_every, on_progress=on_progress)[0]
-    total = Evaluation(0.0, 0)
-    for window in _cut(ids, 0, model.vocab_size):
-        for part, known in read_and_learn(model, *window):
-            tokens = int(window[-1][part].sum())
-            total += _evaluated(known, tokens)
-            on_progress(tokens)
-    return total
+        raise ValueError("reset_every cannot be used with dynamic")
+    if dynamic:
+        return _totals([model], partial(read_and_learn, model), ids, 0, on_progress)[0]
+    return evaluate_members([model], ids, reset_every=reset_every, on_progress=on_progress)[0]
 
 
 def evaluate_members(
@@ -87,25 +79,35 @@ def evaluate_members(
     reset_every: int = 0,
     on_progress: Callable[[int], Any] = lambda tokens: None,
 ) -> list[Evaluation]:
-    """`evaluate` of models that differ in their numbers only; several are one program, which rounds otherwise."""
+    """`evaluate` for models that share a program. Several are computed at once, which rounds differently."""
+    return _totals(models, partial(read, models), ids, reset_every, on_progress)
+
+
+def _totals(
+    models: Sequence[LanguageModel],
+    reader: Callable[..., Iterator[tuple[slice, list[Window]]]],
+    ids: np.ndarray,
+    reset_every: int,
+    on_progress: Callable[[int], Any],
+) -> list[Evaluation]:
+    if len(ids) < 2:
+        raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
     totals = [Evaluation(0.0, 0) for _ in models]
     for window in _cut(ids, reset_every, len(models) * models[0].vocab_size):
-        carry = models[0].initialize_carry(window[0].shape[1])
-        for part, windows in read(models, carry, *window):
+        for part, windows in reader(*window):
             tokens = int(window[-1][part].sum())
-            totals = [total + _evaluated(known, tokens) for total, known in zip(totals, windows, strict=True)]
+            new = [
+                Evaluation(float(w.nats.sum()), tokens, {k: float(x) for k, x in w.max_abs.items()}) for w in windows
+            ]
+            totals = [total + each for total, each in zip(totals, new, strict=True)]
             on_progress(tokens)
     return totals
 
 
-def _evaluated(window: Window, tokens: int) -> Evaluation:
-    return Evaluation(float(window.nats.sum()), tokens, {name: float(x) for name, x in window.max_abs.items()})
-
-
 def _cut(ids: np.ndarray, reset_every: int, numbers: int) -> Iterator[list[np.ndarray]]:
-    """Windows of `reset_every` tokens (0: one of all): inputs, labels and which are real, all [T, B].
+    """Windows of `reset_every` tokens (0: all): inputs, labels and the mask of real tokens, all [T, B].
 
-    As many are side by side as a call may make logits for; one token takes so many `numbers`.
+    B is limited by `MAX_LOGITS`; one token takes `numbers` logits.
     """
     scored = len(ids) - 1
     length = min(reset_every or scored, scored)

@@ -14,7 +14,7 @@ from rnn_lm.members import Members
 from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.models import LanguageModel
 
-CALL_STEPS = 2000  # tokens in one compiled call; between two of them a signal can end a long generation
+CALL_STEPS = 2000  # tokens in one compiled call; a signal can stop a generation between two calls
 
 
 def generate(
@@ -31,17 +31,17 @@ def generate(
     """New tokens after a prompt: ids [num_samples, length], never `<unk>`.
 
     Args:
-      model: what predicts the next token.
-      prompt: ids [P] of the text to go on from, P ≥ 1.
-      length: how many tokens to add.
-      key: sample number i is drawn with `fold_in(key, i)`, so more samples leave the first ones as they are.
-      num_samples: how many texts, all after the same prompt.
-      temperature: logits are divided by it; 0 takes the likeliest token each time.
-      top_k: only the k likeliest tokens are drawn; 0 is all.
-      top_p: only the likeliest tokens that together have at least this probability are drawn; 1 is all.
+      model: predicts the next token.
+      prompt: ids [P] of the text to continue, P ≥ 1.
+      length: number of tokens to add.
+      key: sample i uses `fold_in(key, i)`, so more samples do not change the first ones.
+      num_samples: number of continuations.
+      temperature: divides the logits; 0 always takes the likeliest token.
+      top_k: sample from the k likeliest tokens; 0: from all.
+      top_p: sample from the likeliest tokens whose total probability reaches `top_p`; 1: from all.
     """
-    how: Any = {"num_samples": num_samples, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return generate_members([model], prompt, length, keys=[key], **how)[0]
+    options: Any = {"num_samples": num_samples, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return generate_members([model], prompt, length, keys=[key], **options)[0]
 
 
 def generate_members(
@@ -55,25 +55,25 @@ def generate_members(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> list[np.ndarray]:
-    """`generate` of models that differ in their numbers only, each with its key."""
+    """`generate` for models that share a program, each with its own key."""
     members = Members(len(models))
     graphdefs, states = zip(*(nnx.split(model) for model in models), strict=True)
     weights = members.stack(states)
-    of_samples = members.stack([jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_samples)) for key in keys])
+    sample_keys = members.stack([jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_samples)) for key in keys])
     steps = min(length, CALL_STEPS)
     draw = partial(_draw, graphdefs[0], members, steps=steps, top_k=top_k, top_p=top_p)
     state = _read(graphdefs[0], members, weights, jnp.asarray(prompt, jnp.int32), num_samples=num_samples)
     tokens = []
     for start in range(0, length, steps):
-        state, drawn = draw(weights, of_samples, state, temperature, start)
+        state, drawn = draw(weights, sample_keys, state, temperature, start)
         tokens.append(members.unstack(drawn))
     return [np.concatenate(parts)[:length].T for parts in zip(*tokens, strict=True)]
 
 
 def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
-    """The logits with −∞ for all but the `top_k` likeliest tokens (0: all) and the nucleus of probability `top_p`.
+    """Sets logits to −∞ outside the `top_k` likeliest tokens (0: all) and outside the nucleus of probability `top_p`.
 
-    The likeliest token always stays; of equally likely ones those with the smaller ids go first.
+    The likeliest token always stays. Ties are broken in favour of smaller ids.
 
     Reference: Holtzman et al., The curious case of neural text degeneration, ICLR 2020.
     """
@@ -82,7 +82,7 @@ def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Flo
     keep = rank < (top_k or logits.shape[-1])
     if top_p < 1:
         probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1))
-        before = jnp.cumsum(probs, axis=-1) - probs  # the probability of all that are likelier
+        before = jnp.cumsum(probs, axis=-1) - probs  # total probability of likelier tokens
         keep &= (rank == 0) | jnp.take_along_axis(before < top_p, rank, axis=-1)
     return jnp.where(keep, logits, -jnp.inf)
 
@@ -91,7 +91,7 @@ def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Flo
 def _read(
     graphdef: nnx.GraphDef, members: Members, weights: nnx.State, prompt: Int[Array, " P"], *, num_samples: int
 ) -> tuple[Carry, Float[Array, "*M B V"]]:
-    """The state after the prompt and the logits of the next token, once for each sample."""
+    """The state after the prompt and the next token's logits, repeated for each sample."""
 
     def one(weights: nnx.State) -> tuple[Carry, Float[Array, "B V"]]:
         model = nnx.merge(graphdef, weights)
@@ -115,7 +115,7 @@ def _draw(
     top_k: int,
     top_p: float,
 ) -> tuple[tuple[Carry, Float[Array, "*M B V"]], Int[Array, "*M steps B"]]:
-    """Draws tokens number `start` to `start + steps` by one scan."""
+    """Draws tokens `start` to `start + steps` in one scan."""
 
     def one(weights: nnx.State, keys: Key[Array, " B"], state: tuple[Carry, Array]) -> tuple[Any, Array]:
         model = nnx.merge(graphdef, weights)
@@ -126,7 +126,7 @@ def _draw(
         def step(state, u):
             carry, logits = state
             logits = logits.at[:, 0].set(-jnp.inf)  # never <unk>
-            logits -= jnp.max(logits, axis=-1, keepdims=True)  # so that no temperature, however small, overflows
+            logits -= jnp.max(logits, axis=-1, keepdims=True)  # no temperature can overflow then
             scaled = logits / jnp.where(temperature > 0, temperature, 1)
             if top_k or top_p < 1:
                 scaled = keep_likeliest(scaled, top_k, top_p)
@@ -140,9 +140,9 @@ def _draw(
 
 
 def _at_quantile(weights: Float[Array, "B V"], u: Float[Array, " B"]) -> Int[Array, " B"]:
-    """Token v with probability ∝ its weight: the first at which the share of all weight so far passes u ∈ [0, 1).
+    """Token v with probability ∝ its weight: the first whose cumulative share exceeds u ∈ [0, 1).
 
-    One random number a draw, where a maximum of Gumbel noise would take V.
+    Takes one random number per draw; the Gumbel-max trick takes V.
     """
-    so_far = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)  # rounding must not reach a token without weight
-    return jnp.argmax(so_far > u[:, None] * so_far.max(axis=-1, keepdims=True), axis=-1)
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)  # rounding never selects a weight of 0
+    return jnp.argmax(cumulative > u[:, None] * cumulative.max(axis=-1, keepdims=True), axis=-1)

@@ -1,7 +1,7 @@
-"""A network and an n-gram model as one model: their probabilities, interpolated.
+"""A network and an n-gram model as one model, by interpolating their probabilities.
 
-P(x) = λ P_network(x) + (1 − λ) P_ngram(x), where λ depends on how often the n-gram's context was met in the training
-text: what was seen often is counted well (Jelinek, Mercer, Interpolated estimation of Markov source parameters, 1980).
+P(x) = λ P_network(x) + (1 − λ) P_ngram(x). λ depends on the length and the count of the n-gram's context: frequent
+contexts have reliable counts (Jelinek, Mercer, Interpolated estimation of Markov source parameters, 1980).
 """
 
 from typing import Any
@@ -17,23 +17,23 @@ from rnn_lm.ngram import ROOT, NGramLM
 from rnn_lm.nn.models import LanguageModel
 
 EM_STEPS = 100
-PRIOR = 1.0  # token that each bucket starts with for each of the two models, so that no λ is 0 or 1
-BUCKETS = 32  # of contexts of one length, by the power of two of how often they were met
-WEIGHT_SCALE = 50.0  # dynamic evaluation moves all parameters by like amounts, and λ should go faster than the others
+PRIOR = 1.0  # pseudo-count of each model in each bucket; keeps λ off 0 and 1
+BUCKETS = 32  # per context length; a bucket is ⌊log2(count)⌋
+WEIGHT_SCALE = 50.0  # makes λ learn faster than the other parameters in dynamic evaluation
 
 
 class NGramTrie(nnx.Module):
-    """An `NGramLM` as arrays on the device, in which a compiled step looks up many contexts at once.
+    """An `NGramLM` as device arrays, for looking up many contexts in a compiled step.
 
-    The n-grams of all orders are nodes of one list, the empty one first, in which the children of a node, the n-grams
-    with one token more, are neighbours: from first[node] to first[node + 1]. A context is given by the nodes of its
-    last 0, 1, …, order − 1 tokens; −1 stands where the text never went on after them.
+    All n-grams are nodes of one list, starting with the empty n-gram. The children of a node have one token more and
+    are the nodes first[node] to first[node + 1]. A context is the nodes of its last 0, 1, …, order − 1 tokens, or −1
+    where the text has nothing after them.
     """
 
     def __init__(self, ngram: NGramLM):
         size, levels = ngram.vocab_size, ngram.levels
         if ngram.smoothing == "add_alpha":
-            raise ValueError("an add-alpha model does not interpolate its orders; take Kneser-Ney")
+            raise ValueError("an add-alpha model does not interpolate its orders; use Kneser-Ney")
         self.vocab_size, self.order = size, ngram.order
         sizes = [1, *(len(level.keys) for level in levels)]  # nodes of each order
         starts = np.cumsum([0, *sizes])
@@ -63,7 +63,7 @@ class NGramTrie(nnx.Module):
         return jnp.stack(nodes, axis=-1)
 
     def probs(self, context: Int[Array, "*batch n"]) -> Float[Array, "*batch V"]:
-        """P of every token after a context."""
+        """P of every token after each context."""
         nodes = context.reshape(-1, self.order)
         rows = jnp.arange(len(nodes))[:, None]
         probs = jnp.broadcast_to(self.unigrams[...], (len(nodes), self.vocab_size))
@@ -77,7 +77,7 @@ class NGramTrie(nnx.Module):
         return probs.reshape(*context.shape[:-1], self.vocab_size)
 
     def _child(self, node: Int[Array, "T B"], token: Int[Array, "T B"], width: int) -> Int[Array, "T B"]:
-        """The n-gram that a token makes of one, −1 where the text has it not, or has nothing after it."""
+        """The child of a node by a token; −1 if the text lacks it or has nothing after it."""
         low, end = self.first[node], self.first[node + 1]
         high = end
         for _ in range(width.bit_length()):
@@ -89,20 +89,18 @@ class NGramTrie(nnx.Module):
 
 
 class Mixture(LanguageModel):
-    """A network and an n-gram model as one model, with the logarithm of P as its logits.
-
-    The carry is the network's and the n-gram's context.
+    """The mixture as a language model whose logits are ln P. Its carry is the network's carry and the n-gram's context.
 
     Args:
       model: the network.
       ngram: the n-gram model, Kneser-Ney or maximum likelihood.
-      weights: λ [order · 32], of contexts of each length by the power of two of how often they were met.
+      weights: λ [order · 32], by the context's length and ⌊log2(count)⌋.
     """
 
     def __init__(self, model: LanguageModel, ngram: NGramLM, weights: Float[np.ndarray, "n"]):
         self.model = model
         self.trie = NGramTrie(ngram)
-        self.bucket = nnx.Variable(jnp.asarray(buckets(ngram), jnp.int32))  # of each context
+        self.bucket = nnx.Variable(jnp.asarray(buckets(ngram), jnp.int32))  # of each node
         self.w_mix = nnx.Param(jnp.asarray(np.log(weights / (1 - weights)) / WEIGHT_SCALE, jnp.float32))
 
     @property
@@ -124,9 +122,9 @@ class Mixture(LanguageModel):
 
     def logits(self, h: Any) -> Float[Array, "*batch V"]:
         network, context = h
-        # λ of the longest context: its node is the largest, as longer n-grams stand further on in the list.
+        # λ is that of the longest context, whose node is the largest.
         odds = WEIGHT_SCALE * self.w_mix[self.bucket[context.max(axis=-1)]][..., None]
-        # What the mixture costs teaches λ only, as the network would be left with what the n-grams do not know.
+        # The mixture's loss trains λ only; the network would otherwise unlearn what the n-grams know.
         log_probs = jax.lax.stop_gradient(jax.nn.log_softmax(self.model.logits(network)))
         return jnp.logaddexp(
             jax.nn.log_sigmoid(odds) + log_probs, jax.nn.log_sigmoid(-odds) + jnp.log(self.trie.probs(context))
@@ -137,7 +135,7 @@ class Mixture(LanguageModel):
 
 
 def fit_weights(model: LanguageModel, ngram: NGramLM, ids: Int[np.ndarray, "N"]) -> Float[np.ndarray, "n"]:
-    """The weights λ of a mixture for which a text that neither model has seen, ids [N], is likeliest: by EM."""
+    """The weights λ that maximise the likelihood of a held-out text, ids [N], by EM."""
     network = np.exp(-nats_of(model, ids))
     counted = ngram.probs(ids)[1:]
     trie = NGramTrie(ngram)
@@ -153,6 +151,6 @@ def fit_weights(model: LanguageModel, ngram: NGramLM, ids: Int[np.ndarray, "N"])
 
 
 def buckets(ngram: NGramLM) -> Int[np.ndarray, "N"]:
-    """Of each node of the trie that can be a context: its length · 32 + the power of two of how often it was met."""
-    met = [np.bincount(level.keys // ngram.vocab_size, level.counts, len(level.backoffs)) for level in ngram.levels]
-    return np.concatenate([k * BUCKETS + np.log2(np.maximum(count, 1)).astype(int) for k, count in enumerate(met)])
+    """The bucket of each node that can be a context: length · 32 + ⌊log2(count)⌋."""
+    counts = [np.bincount(level.keys // ngram.vocab_size, level.counts, len(level.backoffs)) for level in ngram.levels]
+    return np.concatenate([k * BUCKETS + np.log2(np.maximum(count, 1)).astype(int) for k, count in enumerate(counts)])

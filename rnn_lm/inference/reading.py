@@ -1,4 +1,4 @@
-"""Texts, read side by side → what each token cost, in steps that bound the memory."""
+"""Texts, read side by side → the loss of each token."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -15,12 +15,12 @@ from rnn_lm.members import Members
 from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.models import LanguageModel
 
-MAX_LOGITS = 2**22  # in one call, which bounds the memory
-MAX_UPDATES = 256  # in one call, after which progress is shown
+MAX_LOGITS = 2**22  # per call; limits the memory
+MAX_UPDATES = 256  # per call; progress is shown between calls
 
 
 class Window(NamedTuple):
-    """What is known of a window once it is read."""
+    """The result of reading a window."""
 
     carry: Carry  # after it
     nats: Float[Array | np.ndarray, "T B"]  # of each valid token, 0 elsewhere
@@ -30,25 +30,26 @@ class Window(NamedTuple):
 def nats_of(model: LanguageModel, ids: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N-1"]:
     """−ln P of each token of a text but the first, read as one stream from the initial state."""
     inputs, labels = ids[:-1, None], ids[1:, None]
-    parts = read([model], model.initialize_carry(1), inputs, labels, np.ones_like(labels, bool))
-    return np.concatenate([windows[0].nats[:, 0] for _, windows in parts])
+    parts = read([model], inputs, labels, np.ones_like(labels, bool))
+    return np.concatenate([window.nats[:, 0] for _, [window] in parts])
 
 
 def read(
     models: Sequence[LanguageModel],
-    carry: Carry,
     inputs: Int[np.ndarray, "T B"],
     labels: Int[np.ndarray, "T B"],
     valid: Bool[np.ndarray, "T B"],
+    carry: Carry | None = None,
 ) -> Iterator[tuple[slice, list[Window]]]:
-    """Reads windows side by side, a few steps at a time, by each of several models that differ in their numbers only.
+    """Reads windows side by side, a few steps at a time, with one or several models that share a program.
 
-    All start from the same carry. Yields which steps, and what each model makes of them.
+    Yields the steps, and each model's result. All models start from `carry`, by default the initial state.
     """
     members = Members(len(models))
     graphdefs, states = zip(*(nnx.split(model) for model in models), strict=True)
-    weights, carries = members.stack(states), members.stack(len(models) * [carry])
     length, width = inputs.shape
+    carry = models[0].initialize_carry(width) if carry is None else carry
+    weights, carries = members.stack(states), members.stack(len(models) * [carry])
     steps = max(1, min(length, MAX_LOGITS // (len(models) * width * models[0].vocab_size)))
     for part, chunk in _chunks(steps, inputs, labels, valid):
         window = _read_window(graphdefs[0], members, weights, carries, *chunk)
@@ -61,26 +62,26 @@ def read_and_learn(
     inputs: Int[np.ndarray, "T B"],
     labels: Int[np.ndarray, "T B"],
     valid: Bool[np.ndarray, "T B"],
-) -> Iterator[tuple[slice, Window]]:
-    """The same by one model that learns from what it has read; the one that is given stays as it is."""
+) -> Iterator[tuple[slice, list[Window]]]:
+    """`read` with one model that keeps training on the text. `model` itself is not changed."""
     graphdef, *states = nnx.split(model, nnx.Param, ...)
     params, rest = states
-    learned, carry = Learned.nothing(params), model.initialize_carry(inputs.shape[1])
     length, width = inputs.shape
+    learned, carry = Learned.nothing(params), model.initialize_carry(width)
     updates = max(1, min(-(-length // STEPS), MAX_LOGITS // (width * model.vocab_size) // STEPS, MAX_UPDATES))
     for part, chunk in _chunks(STEPS * updates, inputs, labels, valid):
         learned, window = _learn_window(graphdef, rest, learned, carry, *chunk)
         carry = window.carry
-        yield part, _on_host(window, inputs[part])
+        yield part, [_on_host(window, inputs[part])]
 
 
 def _on_host(window: Window, inputs: Int[np.ndarray, "t B"]) -> Window:
-    """Without what the last chunk was filled up with; the nats in float64, so that sums of many are exact."""
+    """Removes padding, and converts the nats to float64 for exact sums."""
     return window._replace(nats=np.asarray(window.nats, np.float64)[: len(inputs)])
 
 
 def _chunks(steps: int, *arrays: np.ndarray) -> Iterator[tuple[slice, list[np.ndarray]]]:
-    """So many steps at a time. The last chunk is filled up, so that one compilation serves all."""
+    """Cuts arrays into chunks of `steps`. The last one is padded, so all chunks share a compilation."""
     length = len(arrays[0])
     for start in range(0, length, steps):
         missing = max(0, start + steps - length)
@@ -98,7 +99,7 @@ def learn(
     labels: Int[Array, "T B"],
     valid: Bool[Array, "T B"],
 ) -> tuple[Learned, Window]:
-    """Reads a window and then takes one step down the gradient of what it cost."""
+    """Reads a window, then updates the parameters once from its loss."""
     tokens = valid.sum()
 
     def loss(params):
@@ -113,7 +114,7 @@ def learn(
 def _predict(
     model: LanguageModel, carry: Carry, inputs: Int[Array, "T B"], labels: Int[Array, "T B"], valid: Bool[Array, "T B"]
 ) -> tuple[Any, Window]:
-    """What the output layer reads, and what comes of it."""
+    """The output layer's input and the result."""
     carries, h = model.hidden(carry, inputs, return_carries=True)
     nats = jnp.where(valid, model.nll(h, labels), 0)
     max_abs = {
@@ -135,7 +136,7 @@ def _read_window(graphdef: nnx.GraphDef, members: Members, weights: nnx.State, c
 def _learn_window(
     graphdef: nnx.GraphDef, rest: nnx.State, learned: Learned, carry: Carry, *window: Array
 ) -> tuple[Learned, Window]:
-    """The same, with an update after every few tokens."""
+    """Reads a window with an update every `STEPS` tokens."""
 
     def step(state, part):
         learned, read = learn(graphdef, rest, *state, *part)

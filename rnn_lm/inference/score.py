@@ -1,4 +1,4 @@
-"""How likely a model finds given continuations of a text."""
+"""The probability of given continuations of a text."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,15 +16,14 @@ from rnn_lm.nn.models import LanguageModel
 def score(
     model: LanguageModel, prompt: Int[np.ndarray, "P"], continuations: Sequence[Int[np.ndarray, "..."]]
 ) -> list[Float[np.ndarray, "..."]]:
-    """−ln P of each token of each continuation, in nats, given the prompt and the continuation's tokens before it.
+    """−ln P of each token of each continuation, in nats, given the prompt and the tokens before it.
 
-    The prompt is read once, from the initial state. Continuations are computed side by side, those of like length
-    together; what fills up the shorter ones counts nowhere.
+    The prompt is read once, from the initial state. Continuations of similar length are computed side by side.
 
     Args:
-      model: what predicts the next token.
-      prompt: ids [P] of the text before, P ≥ 1.
-      continuations: ids [N] of each, N ≥ 1.
+      model: predicts the next token.
+      prompt: ids [P], P ≥ 1.
+      continuations: ids [N] of each continuation, N ≥ 1.
     """
     carry = model.initialize_carry(1)
     if len(prompt) > 1:
@@ -32,7 +31,7 @@ def score(
     nats: list[np.ndarray] = [np.empty(0)] * len(continuations)
     by_length = np.argsort([len(ids) for ids in continuations], kind="stable")
     for group in np.split(by_length, range(MAX_WINDOWS, len(by_length), MAX_WINDOWS)):
-        # Powers of two, so that a few compilations serve all groups.
+        # Powers of two: few shapes, few compilations.
         shape = _power_of_two(max(len(continuations[i]) for i in group)), _power_of_two(len(group))
         inputs, labels, valid = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)
         for column, i in enumerate(group):
@@ -41,12 +40,12 @@ def score(
             labels[:size, column] = continuations[i]
             valid[:size, column] = True
         start = jax.tree.map(partial(jnp.repeat, repeats=shape[1], axis=0), carry)
-        columns = np.concatenate([windows[0].nats for _, windows in read([model], start, inputs, labels, valid)]).T
+        columns = np.concatenate([windows[0].nats for _, windows in read([model], inputs, labels, valid, start)]).T
         for i, column in zip(group, columns, strict=False):
             nats[i] = column[: len(continuations[i])]
     return nats
 
 
 def _power_of_two(n: int) -> int:
-    """The smallest that is not below n."""
+    """The smallest power of two ≥ n."""
     return 1 << (n - 1).bit_length()

@@ -1,4 +1,4 @@
-"""What `inspect` finds, one picture for each section."""
+"""Plots of the sections of `inspect`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +11,11 @@ from matplotlib.ticker import NullFormatter
 
 from rnn_lm.plots.figure import new_figure, plain_ticks, plot_rows, save_figure
 
-MAX_COLUMNS = 72  # of text in a picture
+MAX_COLUMNS = 72  # of text
 
 
 def gradients_by_lag(path: Path, section: Mapping[str, Any]) -> None:
-    """The median and the quantiles of ‖∂L_t/∂h_{t−k}‖ over k, and the rate that the Jacobians predict."""
+    """Median and quantiles of ‖∂L_t/∂h_{t−k}‖ over k, and the rate predicted by the Jacobians."""
     figure, [axes] = new_figure(section["finding"])
     for (letter, quantiles), colour in zip(section["quantiles"].items(), ["tab:blue", "tab:green"], strict=False):
         q = {name: np.array(values) for name, values in quantiles.items()}
@@ -23,29 +23,27 @@ def gradients_by_lag(path: Path, section: Mapping[str, Any]) -> None:
         lags = np.arange(first, len(q["0.5"]))
         axes.fill_between(lags, q["0.05"][first:], q["0.95"][first:], color=colour, alpha=0.12, linewidth=0)
         axes.fill_between(lags, q["0.25"][first:], q["0.75"][first:], color=colour, alpha=0.2, linewidth=0)
-        axes.plot(lags, q["0.5"][first:], color=colour, label=f"{letter}: median, and 50 % and 90 % of all positions")
+        axes.plot(lags, q["0.5"][first:], color=colour, label=f"{letter}: median; bands: 50 % and 90 % of positions")
     median, rate = np.array(section["quantiles"]["h"]["0.5"]), section["predicted_rate"]
     lags, later = np.arange(len(median)), section["later_lags"]
     if np.isfinite(rate) and later:
         anchor = np.mean(np.log(median[later]) - rate * np.array(later))
-        predicted = f"predicted by the largest Lyapunov exponent: × {np.exp(rate):.3f} a step"
+        predicted = f"predicted by the largest Lyapunov exponent: × {np.exp(rate):.3f} per step"
         axes.plot(lags, np.exp(anchor + rate * lags), "--", color="tab:red", label=predicted)
     axes.axhline(0.01 * median[0], color="gray", linestyle=":", label="1 % of the median at lag 0")
     if section["effective_memory"]:
         axes.axvline(section["effective_memory"], color="gray", linestyle="-.", label="effective memory")
     axes.set(
-        title="How far back does the loss of a step look?",
+        title="Gradient norm by lag",
         xlabel="k: steps back from the loss",
         ylabel=r"$\|\partial L_t\,/\,\partial h_{t-k}\|$  (nats per unit of state, logarithmic)",
         yscale="log",
     )
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small", loc="lower left")
-    save_figure(figure, path)
+    save_figure(figure, path, loc="lower left")
 
 
 def jacobians(path: Path, section: Mapping[str, Any]) -> None:
-    """The eigenvalues of W_hh in the complex plane, its singular values, and the Lyapunov exponents."""
+    """Eigenvalues and singular values of W_hh, and Lyapunov exponents."""
     figure, [plane, values, exponents] = new_figure(section["finding"], columns=3, size=(15, 5))
     for gate in section["w_hh"]:
         name = f"$W_{{h{gate['gate']}}}$" + (f", layer {gate['layer']}" if section["w_hh"][-1]["layer"] > 1 else "")
@@ -62,17 +60,14 @@ def jacobians(path: Path, section: Mapping[str, Any]) -> None:
         numbers, section["lyapunov_exponents"], yerr=section["standard_errors"], fmt="o", capsize=3, color="tab:red"
     )
     exponents.axhline(0, color="black", linestyle="--", linewidth=1, label="above: explodes, below: vanishes")
-    exponents.set(title="Lyapunov exponents along the text", xlabel="rank", ylabel="nats a step (± standard error)")
-    for axes in (plane, values, exponents):
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize="x-small")
-    save_figure(figure, path)
+    exponents.set(title="Lyapunov exponents along the text", xlabel="rank", ylabel="nats per step (± standard error)")
+    save_figure(figure, path, fontsize="x-small")
 
 
 def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
-    """Cosine and bias of the truncated gradient against the full one, over τ."""
+    """Cosine and bias of the truncated gradient over τ."""
     figure, [cosine, bias] = new_figure(section["finding"], columns=2)
-    longest = max(row["steps"] for row in section["rows"])  # there nothing is truncated
+    longest = max(row["steps"] for row in section["rows"])  # not truncated
     rows = [row for row in section["rows"] if row["steps"] < longest and row["bias"] > 1e-5]
     for kind, marker, colour in [("segment", "s", "tab:orange"), ("window", "o", "tab:blue")]:
         for name in dict.fromkeys(row["parameter"] for row in rows):
@@ -80,37 +75,34 @@ def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
             style = {"marker": marker, "label": f"{kind} truncation"} if name == "all" else {"alpha": 0.25}
             plot_rows(cosine, line, "steps", "cosine", color=colour, **style)
             plot_rows(bias, line, "steps", "bias", color=colour, **style)
-    for axes in (cosine, bias):
-        axes.plot([], [], color="gray", alpha=0.4, label="pale: single parameters")
     cosine.set(title="Direction", ylabel="cosine between truncated and full gradient")
     bias.set(title="Bias", ylabel="‖truncated − full‖ / ‖full‖ (logarithmic)", yscale="log")
     plain_ticks(bias.yaxis, subs=(1, 2, 5))
     for axes in (cosine, bias):
+        axes.plot([], [], color="gray", alpha=0.4, label="pale: single parameters")
         axes.set_xlabel("τ: steps until the gradient stops")
         axes.set_xscale("log", base=2)
         plain_ticks(axes.xaxis)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
 
 
 def randomized_truncation(path: Path, section: Mapping[str, Any]) -> None:
-    """Over π: how far the mean of the draws is from the full gradient, and how far a single draw."""
+    """Error of a single draw, and of the mean over draws, relative to the full gradient, over π."""
     figure, [axes] = new_figure(section["finding"])
     rows = [row for row in section["rows"] if row["parameter"] == "all"]
     names = {
         "standard_deviation": ("one draw", "o"),
         "bias": (f"the mean of {section['draws']} draws", "s"),
-        "standard_error": ("what chance alone makes of that mean (standard error)", ""),
+        "standard_error": ("standard error of that mean", ""),
     }
     rows = [row | {"steps": 1 / (1 - row["keep_probability"])} for row in rows]
     for what, (name, marker) in names.items():
         plot_rows(axes, rows, "steps", what, marker=marker, linestyle="-" if marker else "--", label=name)
-    axes.axhline(1, color="gray", linestyle=":", label="the full gradient's own length")
+    axes.axhline(1, color="gray", linestyle=":", label="norm of the full gradient")
     axes.set(
         title="Randomized truncation: no bias, but noise",
-        xlabel="π: probability that the gradient goes on to the step before; below, the steps that makes in the mean",
-        ylabel="distance to the full gradient, over its length (logarithmic)",
+        xlabel="π: probability that the gradient continues to the step before (mean steps in parentheses)",
+        ylabel="error / norm of the full gradient (logarithmic)",
         xscale="log",
         yscale="log",
     )
@@ -118,13 +110,11 @@ def randomized_truncation(path: Path, section: Mapping[str, Any]) -> None:
     axes.set_xticks([row["steps"] for row in rows], ticks)
     axes.xaxis.set_minor_formatter(NullFormatter())
     plain_ticks(axes.yaxis, subs=(1, 2, 5))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
 
 
 def clipping(path: Path, section: Mapping[str, Any]) -> None:
-    """The gradient's norm before and after clipping, and how often clipping acted, through the run."""
+    """Gradient norm before and after clipping, and the share of clipped steps, through the run."""
     figure, [norms, share] = new_figure(section["finding"], rows=2, ratios=[3, 1])
     for what, name in [("grad_norm", "before clipping"), ("clipped_norm", "after")]:
         plot_rows(norms, [line for line in section["lines"] if line.get(what)], "step", what, label=name)
@@ -135,22 +125,18 @@ def clipping(path: Path, section: Mapping[str, Any]) -> None:
     clipped = [{"step": line["step"], "%": 100 * line["clipped"]} for line in section["lines"] if "clipped" in line]
     plot_rows(share, clipped, "step", "%", color="tab:red")
     share.set(xlabel="step", ylabel="steps clipped (%)", ylim=(-5, 105))
-    for axes in (norms, share):
-        axes.grid(alpha=0.3)
-    norms.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
 
 
 def cost(path: Path, section: Mapping[str, Any]) -> None:
-    """Memory and time of the gradient over T, for each way back through time."""
+    """Memory and time of a gradient over T steps, stored, recomputed and truncated."""
     figure, [memory, seconds] = new_figure(section["finding"], columns=2)
-    names = {"cached": "all states kept", "remat": "most computed again", "truncated": "truncated at segments"}
+    names = {"cached": "all states stored", "remat": "recomputation (remat)", "truncated": "truncated"}
     for (way, name), marker in zip(names.items(), "os^", strict=True):
-        rows = [row for row in section["rows"] if row["way"] == way]
-        megabytes = [row | {"MB": row["temporary_bytes"] / 1e6} for row in rows]
-        milliseconds = [row | {"ms": 1e3 * row["seconds"]} for row in rows if row["seconds"] is not None]
-        plot_rows(memory, megabytes, "steps", "MB", marker=marker, label=name)
-        plot_rows(seconds, milliseconds, "steps", "ms", marker=marker, label=name)
+        rows = [row | {"MB": row["temporary_bytes"] / 1e6} for row in section["rows"] if row["way"] == way]
+        timed = [row | {"ms": 1e3 * row["seconds"]} for row in rows if row["seconds"] is not None]
+        plot_rows(memory, rows, "steps", "MB", marker=marker, label=name)
+        plot_rows(seconds, timed, "steps", "ms", marker=marker, label=name)
     memory.set(title="Memory of one gradient", ylabel="temporaries (MB, logarithmic)")
     seconds.set(title="Time of one gradient", ylabel="milliseconds (logarithmic)")
     for axes in (memory, seconds):
@@ -158,13 +144,11 @@ def cost(path: Path, section: Mapping[str, Any]) -> None:
         axes.set_xscale("log", base=2)
         plain_ticks(axes.xaxis)
         plain_ticks(axes.yaxis, subs=(1, 2, 5))
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize="small")
     save_figure(figure, path)
 
 
 def strategies(path: Path, section: Mapping[str, Any]) -> None:
-    """The book's figure of the three strategies: a text, cut where the gradient stops."""
+    """The book's figure of three truncation strategies: a text, cut where the gradient stops."""
     figure, [axes] = new_figure(section["finding"], size=(12, 3.2))
     shown = [token.replace("\n", "↵").replace("\t", "→") for token in section["tokens"]]
     font = get_font(findfont("monospace"))
@@ -181,7 +165,7 @@ def strategies(path: Path, section: Mapping[str, Any]) -> None:
             token = "".join(c if font.get_char_index(ord(c)) else "□" for c in token)
             axes.text((left + right) / 2, -row, token, ha="center", va="center", family="monospace", fontsize=9)
         axes.text(-1, -row, name, ha="right", va="center")
-    axes.set(title="Three ways to go back through time", xlim=(-9, lefts[len(tokens)] + 0.5), ylim=(-2.6, 0.6))
+    axes.set(title="Three kinds of truncation", xlim=(-9, lefts[len(tokens)] + 0.5), ylim=(-2.6, 0.6))
     axes.set_axis_off()
     save_figure(figure, path)
 

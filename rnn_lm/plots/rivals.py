@@ -1,4 +1,4 @@
-"""What `compare` finds."""
+"""Plots of `compare`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +10,10 @@ from rnn_lm.plots.figure import new_figure, plain_ticks, plot_rows, save_figure
 
 
 def perplexity_by_context(path: Path, result: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """How well each model predicts over how many tokens it has seen."""
+    """Perplexity of each model over the number of tokens that it has read."""
     figure, [axes] = new_figure(
-        "An n-gram model is one model for each context. A network is one model for all of them: here it starts afresh, "
-        "reads so many tokens of the text, and is asked for the next."
+        "Each context length takes its own n-gram model. A network serves all of them: from its initial state it reads "
+        "that many tokens and predicts the next."
     )
     plot_rows(
         axes, result["ngrams"], "context", "perplexity", marker="o", color="gray", label="n-grams, one model each"
@@ -23,42 +23,38 @@ def perplexity_by_context(path: Path, result: Mapping[str, Any], names: Mapping[
         axes.plot(rows["context"], np.exp(rows["nll"]), marker=marker, markersize=3, label=shown)
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.set(
-        title="What is a longer context worth?",
-        xlabel="context: tokens seen before the one that is asked for",
+        title="Perplexity by context",
+        xlabel="context: tokens read before the predicted one",
         ylabel="perplexity (1 is perfect; logarithmic)",
         yscale="log",
         xlim=(-0.1, None),
     )
     plain_ticks(axes.xaxis)
     plain_ticks(axes.yaxis, subs=(1, 2, 3, 5))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(figure, path)
+    save_figure(figure, path, fontsize="medium", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def parameters(path: Path, result: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """How many numbers each model has, over how far it looks."""
+    """Size of each model over the length of its n-grams or windows."""
     counts, size = result["num_params_by_order"], result["corpus"]["vocab_size"]
     figure, [axes] = new_figure(
-        f"Each further token multiplies the possible n-grams by |V| = {size}; a text fills few of them. To an MLP it "
-        "adds a block of weights, to a recurrent network nothing."
+        f"Each token of context multiplies the possible n-grams by |V| = {size}; few of them occur in a text. It adds "
+        "a block of weights to an MLP and nothing to a recurrent network."
     )
     axes.plot(counts["order"], counts["possible"], "--", color="black", label=f"possible n-grams, $|V|^n$ = {size}$^n$")
     plot_rows(
-        axes, result["ngrams"], "order", "num_params", marker="o", color="gray", label="n-grams of the text, stored"
+        axes, result["ngrams"], "order", "num_params", marker="o", color="gray", label="n-grams in the text (stored)"
     )
     for (name, shown), marker in zip(names.items(), "^sDvP", strict=False):
         pairs = [pair for pair in zip(counts["order"], counts[name], strict=True) if pair[1] is not None]
         axes.plot(*zip(*pairs, strict=True), marker=marker, markersize=3, label=f"{shown}: parameters")
     axes.set(
-        title="What does a longer context cost?",
+        title="Model size by context",
         xlabel="n: tokens of an n-gram, or time steps",
-        ylabel="numbers in the model (logarithmic)",
+        ylabel="parameters or stored n-grams (logarithmic)",
         yscale="log",
     )
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    save_figure(figure, path)
+    save_figure(figure, path, fontsize="medium")
 
 
 COMPARISON = {"perplexity_by_context": perplexity_by_context, "parameters": parameters}

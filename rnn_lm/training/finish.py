@@ -88,7 +88,7 @@ def _scored(split: Split, carried: Evaluation, reset: Evaluation) -> dict[str, A
 def _draw(workdir: Path, lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     if not can_draw():
         return
-    from rnn_lm.plots.run import learning_curve
+    from rnn_lm.plots.curves import learning_curve
 
     name = "test" if "test" in summary else "valid"
     result, scores = summary[name], dict(summary["baselines"])

@@ -45,7 +45,7 @@ def test_windows_have_a_warm_up_and_end_where_the_text_ends():
     assert WINDOWS.shape == (2 * W + 1, 3)
     np.testing.assert_array_equal(WINDOWS[:, 0], IDS[: 2 * W + 1])
     np.testing.assert_array_equal(WINDOWS[:, -1], IDS[-2 * W - 1 :])
-    with pytest.raises(UserError, match="the text has 60 tokens; a window of 30, .* takes 61: give a longer text"):
+    with pytest.raises(UserError, match="the text has 60 tokens; a window of 30 .* need 61: give a longer text"):
         windows_of(IDS, 3, 30)
 
 

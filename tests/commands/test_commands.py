@@ -178,7 +178,7 @@ def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):
         (["generate", "--workdir=RUN", "--seed=-1"], "--seed is -1"),
         (["generate", "--workdir=RUN", "--prompt=a\udcff"], "is not UTF-8"),
         (["generate", "--workdir=RUN", "--length=1000000", "--num_samples=1000"], "--length times --num_samples"),
-        (["evaluate", "--workdir=RUN", "--text="], "an empty name is no text"),
+        (["evaluate", "--workdir=RUN", "--text="], "the path of the text is empty"),
         (["--config", CHAR, "--config.corpus.path=~nobody/x"], "no such file"),
     ],
 )

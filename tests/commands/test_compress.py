@@ -78,7 +78,7 @@ def mistakes(given, tmp_path, run_folder):
         ".x.tmp is IN and would be overwritten": ("compress", workdir, tmp_path / ".x.tmp", tmp_path / "x"),
         "absent: no such folder": ("compress", workdir, given, tmp_path / "absent" / "out"),
         "value should be one of": ("compress", workdir, given, tmp_path / "out", "--mix=gram"),
-        "in.txt: no archive": ("decompress", workdir, given, tmp_path / "out"),
+        "in.txt: not an archive": ("decompress", workdir, given, tmp_path / "out"),
         "taken exists": ("decompress", workdir, given, taken),
     }
 
@@ -98,7 +98,7 @@ def test_force_replaces_and_a_full_disk_does_not(cli, run_folder, given, tmp_pat
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for place in ("os.fsync", "rnn_lm.compression.compress.write_block"):
+    for place in ("os.fsync", "rnn_lm.compression.codec.write_block"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             code, out, err = cli("compress", f"--workdir={run_folder}", given, target, "--force", "--noverify")

@@ -59,7 +59,7 @@ def test_mistakes_are_one_line(run_folder, tmp_path, capsys):
         ([], "--workdir is missing"),
         ([f"--workdir={tmp_path}"], "holds no run"),
         ([f"--workdir={run_folder}", "--window=3"], "--window is 3; it must be at least 4"),
-        ([f"--workdir={run_folder}", f"--text={short}"], "the text has 19 tokens; a window of 128, with as many"),
+        ([f"--workdir={run_folder}", f"--text={short}"], "the text has 19 tokens; a window of 128 and a warm-up"),
         ([f"--workdir={run_folder}", f"--text={tmp_path / 'none'}"], "no such file"),
     ]:
         before = {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rnn_lm
+from rnn_lm.compression import codec
 from rnn_lm.compression import compress as module
 from rnn_lm.compression.archive import CODED, STORED, Header, write_block
 from rnn_lm.compression.compress import compress, decompress
@@ -85,9 +86,9 @@ def test_any_file_comes_back(model, data):
 )  # fmt: skip
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_odd_files_come_back_from_several_lanes_and_blocks(model, data, dynamic, monkeypatch):
-    monkeypatch.setattr(module, "LANE_UNITS", 40)
+    monkeypatch.setattr(module, "LANE_SYMBOLS", 40)
     monkeypatch.setattr(module, "MAX_LANES", 3)
-    monkeypatch.setattr(module, "BLOCK_UNITS", 32)
+    monkeypatch.setattr(codec, "BLOCK_SYMBOLS", 32)
     archive, report = packed(model, LETTERS, data, dynamic=dynamic)
     assert unpacked(model, LETTERS, archive) == data
     assert len(archive) < len(data) * (1 + 19 / 96) + 400  # 13 bytes a block of 96, and 2 for each of its 3 lanes
@@ -201,7 +202,7 @@ def test_what_is_wrong_behind_right_checksums_is_refused(model, archive):
 @pytest.mark.parametrize("after", [b"sea and sea " * 40, b"too short", b"no more of this, but Q\xff" * 40])
 def test_a_file_that_changes_meanwhile_is_found_out(model, after, monkeypatch):
     source = io.BytesIO(b"sea and tea " * 40)
-    original = module.Units.survey
+    original = module.Symbols.survey
 
     def survey(self, file, *arguments):
         result = original(self, file, *arguments)
@@ -210,7 +211,7 @@ def test_a_file_that_changes_meanwhile_is_found_out(model, after, monkeypatch):
         source.write(after)
         return result
 
-    monkeypatch.setattr(module.Units, "survey", survey)
+    monkeypatch.setattr(module.Symbols, "survey", survey)
     with pytest.raises(UserError, match="changed while it was read"):
         compress(model, LETTERS, source, io.BytesIO())
 
@@ -232,7 +233,7 @@ def test_an_archive_belongs_to_its_model_and_machine(model, archive):
 
 def test_what_does_not_decode_is_not_written(model, monkeypatch):
     """A probability that differs by one part in four million on the way back spoils the file: it is found at once."""
-    original, calls = module._shares, []
+    original, calls = codec._shares, []
 
     def shares(frequencies):
         calls.append(1)
@@ -240,7 +241,7 @@ def test_what_does_not_decode_is_not_written(model, monkeypatch):
             frequencies = frequencies + np.array([1] + [0] * (len(LETTERS) - 2) + [-1])
         return original(frequencies)
 
-    monkeypatch.setattr(module, "_shares", shares)
+    monkeypatch.setattr(codec, "_shares", shares)
     with pytest.raises(UserError, match="does not decode to the file"):
         packed(model, LETTERS, b"to see or " * 10)
 
@@ -257,6 +258,6 @@ def test_frequencies_are_whole_and_none_is_0(values, scale):
     probs[0] = probs[0] / max(probs[0].sum(), 1e-9) * scale
     frequencies = np.asarray(frequencies_of(jnp.asarray(probs)))
     assert (frequencies.sum(1) == TOTAL).all() and (frequencies >= 1).all()
-    np.testing.assert_array_equal(module._shares(frequencies) * TOTAL, frequencies)
+    np.testing.assert_array_equal(codec._shares(frequencies) * TOTAL, frequencies)
     if scale == 1 and probs[0].sum() > 0.9:
         np.testing.assert_allclose(frequencies[0] / TOTAL, probs[0], atol=5e-6)

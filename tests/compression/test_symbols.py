@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnn_lm.compression.symbols import Units
+from rnn_lm.compression.symbols import Symbols
 from rnn_lm.data.vocabulary import Vocabulary
 
 VOCABULARIES = {
@@ -24,45 +24,49 @@ FILES = st.one_of(
 @pytest.mark.parametrize("kind", VOCABULARIES)
 @given(data=FILES)
 def test_any_bytes_come_back(kind, data):
-    units = Units(VOCABULARIES[kind])
-    codes = units.codes(data)
-    assert units.join(codes) == data
-    assert units.sizes(codes).sum() == len(data) and units.sizes(codes).max(initial=1) <= units.max_bytes
+    symbols = Symbols(VOCABULARIES[kind])
+    codes = symbols.codes(data)
+    assert symbols.join(codes) == data
+    assert symbols.sizes(codes).sum() == len(data) and symbols.sizes(codes).max(initial=1) <= symbols.max_bytes
 
 
 @given(data=FILES, size=st.integers(1, 20))
-def test_the_first_units_can_be_read_alone(data, size):
+def test_the_first_symbols_can_be_read_alone(data, size):
     """So a lane is read piece by piece, however the bytes of a character or of none fall."""
-    units = Units(VOCABULARIES["char"])
-    codes, place, read = units.codes(data), 0, []
+    symbols = Symbols(VOCABULARIES["char"])
+    codes, place, read = symbols.codes(data), 0, []
     while place < len(data):
-        part = units.codes(data[place : place + 4 * size])[:size]
+        part = symbols.codes(data[place : place + 4 * size])[:size]
         read.extend(part)
-        place += len(units.join(part))
+        place += len(symbols.join(part))
     np.testing.assert_array_equal(read, codes)
 
 
 @given(data=FILES, place=st.integers(0, 60))
 def test_a_cut_is_never_inside_a_character(data, place):
-    units, place = Units(VOCABULARIES["char"]), min(place, len(data))
-    place += units.shift(io.BytesIO(data), place)
+    symbols, place = Symbols(VOCABULARIES["char"]), min(place, len(data))
+    place += symbols.shift(io.BytesIO(data), place)
     assert place <= len(data)
-    joined = np.concatenate([units.codes(data[:place]), units.codes(data[place:])])
-    np.testing.assert_array_equal(joined, units.codes(data))
+    joined = np.concatenate([symbols.codes(data[:place]), symbols.codes(data[place:])])
+    np.testing.assert_array_equal(joined, symbols.codes(data))
 
 
 def test_ids_are_the_vocabularys():
-    units = Units(VOCABULARIES["char"])
-    np.testing.assert_array_equal(units.ids(units.codes("te漢x\n👋".encode() + b"\xff")), [2, 1, 4, 0, 5, 6, 0])
+    symbols = Symbols(VOCABULARIES["char"])
+    np.testing.assert_array_equal(symbols.ids(symbols.codes("te漢x\n👋".encode() + b"\xff")), [2, 1, 4, 0, 5, 6, 0])
 
 
 @pytest.mark.parametrize("read_bytes", [1, 3, 2**20])  # characters that fall in two reads are one all the same
 def test_a_survey_counts_what_the_vocabulary_lacks(read_bytes, monkeypatch):
     monkeypatch.setattr("rnn_lm.compression.symbols.READ_BYTES", read_bytes)
     data = "tête-à-tête 漢".encode() + b"\xff\xe6\xbc"
-    survey = Units(VOCABULARIES["char"]).survey(io.BytesIO(data))
+    survey = Symbols(VOCABULARIES["char"]).survey(io.BytesIO(data))
     unknown = {ord("ê"): 2, ord("-"): 2, ord("à"): 1, ord(" "): 1, 0xDCFF: 1, 0xDCE6: 1, 0xDCBC: 1}
-    assert (survey.size, survey.units, survey.characters, survey.unknown) == (len(data), 16, 16, unknown)
-    assert survey.foreign
-    of_bytes = Units(VOCABULARIES["byte"]).survey(io.BytesIO("eté".encode()))
-    assert (of_bytes.units, of_bytes.characters, of_bytes.unknown) == (4, 3, {0xA9: 1}) and not of_bytes.foreign
+    assert (survey.size, survey.symbols, survey.characters, survey.unknown) == (len(data), 16, 16, unknown)
+    assert survey.mostly_unknown
+    of_bytes = Symbols(VOCABULARIES["byte"]).survey(io.BytesIO("eté".encode()))
+    assert (of_bytes.symbols, of_bytes.characters, of_bytes.unknown) == (
+        4,
+        3,
+        {0xA9: 1},
+    ) and not of_bytes.mostly_unknown

@@ -66,7 +66,7 @@ def test_with_a_stride_windows_overlap(B, T, S):
     np.testing.assert_array_equal(restart, np.arange(len(inputs)) == 0)
     least = (B + -(-T // S)) * S + 1
     assert make(ids[:least], B, T, stride=S).steps_per_epoch == 1
-    with pytest.raises(ValueError, match=f"takes {least}"):
+    with pytest.raises(ValueError, match=f"needs {least}"):
         make(ids[: least - 1], B, T, stride=S)
 
 
@@ -102,7 +102,7 @@ def test_a_shuffle_looks_random():
 
 @pytest.mark.parametrize("size", [0, 1, 16])
 def test_too_short_a_text_is_refused(size):
-    with pytest.raises(ValueError, match="one minibatch of 3 windows of 4 takes 17"):
+    with pytest.raises(ValueError, match="one minibatch of 3 windows of 4 needs 17"):
         make(np.arange(size), 3, 4)
     assert make(np.arange(17), 3, 4).steps_per_epoch == 1
 

@@ -94,7 +94,7 @@ def test_empty_files_in_a_folder_and_byte_order_marks_do_not_count(tmp_path):
     (tmp_path / "b.txt").touch()
     (tmp_path / "c.txt").write_text("two")
     assert read_files(str(tmp_path)) == "one\r\n\ntwo"
-    with pytest.raises(UserError, match="an empty name"):
+    with pytest.raises(UserError, match="the path of the text is empty"):
         read_files("")
 
 

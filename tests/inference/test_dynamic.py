@@ -23,7 +23,7 @@ def model():
 def nats(model, ids):
     inputs, labels = ids[:-1, None], ids[1:, None]
     parts = reading.read_and_learn(model, inputs, labels, np.ones_like(labels, bool))
-    return np.concatenate([window.nats[:, 0] for _, window in parts])
+    return np.concatenate([window.nats[:, 0] for _, [window] in parts])
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_a_large_vocabulary_does_not_take_memory_without_bound(ids, monkeypatch)
 
 
 def test_what_is_learned_is_not_taken_back(model, ids):
-    with pytest.raises(ValueError, match="either reset_every or dynamic"):
+    with pytest.raises(ValueError, match="reset_every cannot be used with dynamic"):
         evaluate(model, ids, reset_every=5, dynamic=True)
 
 

@@ -320,7 +320,7 @@ def test_a_foreign_config_json_is_no_run(tmp_path, text_file):
 
 
 def test_a_text_too_short_for_a_minibatch_leaves_nothing_behind(tmp_path, text_file):
-    with pytest.raises(UserError, match="takes 80009; give a longer text, or a smaller batch_size"):
+    with pytest.raises(UserError, match="needs 80009: give a longer text, or a smaller batch_size"):
         train(small_config(text_file, batch_size=10_000), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""What came of a sweep → PNG."""
+"""Plots of a run and of a sweep."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,50 +10,64 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rnn_lm.plots.figure import new_figure, plain_ticks, save_figure
 
-MAX_LINES = 10  # that have a name in a picture
+MAX_LINES = 10  # labelled in one plot
+
+
+def learning_curve(
+    path: Path, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], caption: str
+) -> None:
+    """Perplexity against tokens trained on, for train and validation, with baselines as horizontal lines."""
+    figure, [axes] = new_figure(caption)
+    names = {"train": "training", "valid": "validation"}
+    for split, colour, marker in [("train", "tab:blue", ""), ("valid", "tab:orange", "o")]:
+        if points := _points(lines, split):
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, label=names[split])
+    for (name, perplexity), style in zip(baselines.items(), ["--", ":", "-."], strict=False):
+        axes.axhline(perplexity, color="gray", linestyle=style, label=f"{name} ({perplexity:.1f})")
+    _set_up(axes, "Learning curve", "perplexity (1 is perfect; logarithmic)")
+    plain_ticks(axes.yaxis, subs=(1, 2, 3, 5))
+    save_figure(figure, path, fontsize="medium", loc="center right")
 
 
 def learning_curves(path: Path, result: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Validation perplexity of every member of a sweep against tokens trained on; each setting has its colour."""
+    """Validation perplexity of every member of a sweep against tokens trained on. One colour per setting."""
     settings = [setting["overrides"] for setting in result["settings"]]
     colours = colormaps["viridis"](np.linspace(0, 0.95, len(settings)))
     diverged = any(row["status"] == "diverged" for row in result["members"])
     figure, [axes] = new_figure(
-        "Each member on the validation text, each setting in a colour of its own, the best dark, the worst bright."
-        + (" Crosses: the last that was seen of members that diverged." if diverged else "")
+        "Members on the validation text, one colour per setting, from the best (dark) to the worst (bright)."
+        + (" Crosses: last values of diverged members." if diverged else "")
     )
     labelled = set()
     for row in sorted(result["members"], key=lambda row: settings.index(_setting(row))):
-        points = [(x["tokens"], x["perplexity"]) for x in curves[row["name"]] if x["split"] == "valid"]
-        points = [(tokens, perplexity) for tokens, perplexity in points if perplexity]
         rank = settings.index(_setting(row))
-        if points:
+        if points := _points(curves[row["name"]], "valid"):
             label = None if rank in labelled or rank >= MAX_LINES else _label(_setting(row).items())
             labelled.add(rank)
             style = {"color": colours[rank], "linewidth": 1, "marker": "o", "markersize": 2}
             axes.plot(*zip(*points, strict=True), label=label, **style)
             if row["status"] == "diverged":
                 axes.plot(*points[-1], marker="x", markersize=9, color="black", zorder=5)
-    axes.set(
-        title=f"Learning curves of {len(result['members'])} members",
-        xlabel="tokens trained on",
-        ylabel="validation perplexity (1 is perfect; logarithmic)",
-        yscale="log",
-    )
+    title = f"Learning curves of {len(result['members'])} members"
+    _set_up(axes, title, "validation perplexity (1 is perfect; logarithmic)")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     plain_ticks(axes.yaxis, subs=(1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9))
-    axes.grid(alpha=0.3)
-    if labelled:
-        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(figure, path)
+    save_figure(figure, path, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _points(lines: Iterable[Mapping[str, Any]], split: str) -> list[tuple[int, float]]:
+    return [(line["tokens"], line["perplexity"]) for line in lines if line["split"] == split and line["perplexity"]]
+
+
+def _set_up(axes: Any, title: str, ylabel: str) -> None:
+    axes.set(title=title, xlabel="tokens trained on", ylabel=ylabel, yscale="log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
 def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
-    """The final validation loss against one field that a sweep varies, a line for each setting of all others.
+    """Final validation loss against one field of a sweep, with a line for each setting of the other fields.
 
-    Dots are members, lines join the means over seeds, bars are standard errors. Returns whether there was anything to
-    draw: a number with two values at least, in one setting of the others.
+    Returns False and draws nothing unless the field is a number with at least two values in one such setting.
     """
 
     def others(overrides: Mapping[str, Any]) -> tuple:
@@ -75,15 +89,13 @@ def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
         if row["status"] == "diverged" and field in row["overrides"]
     ]
     figure, [axes] = new_figure(
-        "Dots are members, lines join the means over seeds, bars are their standard errors. "
-        + ("Crosses at the upper edge: members that diverged." if crosses else "")
+        "Dots: members. Lines: means over seeds. Bars: their standard errors."
+        + (" Crosses at the upper edge: diverged members." if crosses else "")
     )
     for number, (name, rows) in enumerate(lines.items()):
         rows = sorted(rows, key=lambda row: row["overrides"][field])
         values = [row["overrides"][field] for row in rows]
-        errors = [
-            np.nan if row["valid"]["nll_standard_error"] is None else row["valid"]["nll_standard_error"] for row in rows
-        ]
+        errors = np.array([row["valid"]["nll_standard_error"] for row in rows], float)  # None becomes nan
         nlls = [row["valid"]["nll"] for row in rows]
         axes.errorbar(values, nlls, errors, color=f"C{number}", capsize=3, label=_label(name) if name else None)
         dots = [row for row in result["members"] if row["valid"] and others(row["overrides"]) == name]
@@ -100,18 +112,17 @@ def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
         plain_ticks(axes.xaxis, subs=(1, 2, 5) if values[-1] / values[0] < 1e4 else None)
     if len(values) <= MAX_LINES:
         axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.set(title=f"What does {field} do?", xlabel=field.rpartition(".")[2], ylabel="validation loss (nats per token)")
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize="small")
+    axes.set(
+        title=f"Validation loss by {field}", xlabel=field.rpartition(".")[2], ylabel="validation loss (nats per token)"
+    )
     save_figure(figure, path)
     return True
 
 
 def _setting(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a member of a sweep overrides but for its seed."""
+    """A member's overrides without its seed."""
     return {field: value for field, value in row["overrides"].items() if field != "seed"}
 
 
 def _label(setting: Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in setting) or "the config as it is"
+    return ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in setting) or "unchanged config"
