@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rnn_lm.errors import NewerFormat, Unreadable
 
+Json: TypeAlias = dict[str, Any]  # a JSON object
 FORMAT = 1  # written by this version; 0: files without a number, otherwise the same
 
 
@@ -63,12 +64,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Json) -> None:
     """Writes an object with its format number."""
     write_text(path, dumps({"format": FORMAT} | value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """Reads a `write_json` file; raises Unreadable if it is missing or damaged, or NewerFormat."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -80,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_if_there(path: Path) -> dict[str, Any] | None:
+def read_if_there(path: Path) -> Json | None:
     """`read_json`, or None if the file does not exist (another process may have removed it)."""
     try:
         return read_json(path)
@@ -90,7 +91,7 @@ def read_if_there(path: Path) -> dict[str, Any] | None:
         raise
 
 
-def check_format(what: Path | str, number: Any, newest: int = FORMAT) -> None:
+def check_format(what: Path | str, number: object, newest: int = FORMAT) -> None:
     """Raises NewerFormat for a format above `newest`, Unreadable for one that is no format."""
     if type(number) is not int or number < 0:
         raise Unreadable(f"{what} is damaged: its format is {number!r}")
@@ -98,7 +99,7 @@ def check_format(what: Path | str, number: Any, newest: int = FORMAT) -> None:
         raise NewerFormat(f"{what} has format {number}, this rnn_lm reads formats up to {newest}; use a newer rnn_lm")
 
 
-def dumps(value: Any, indent: int | None = None) -> str:
+def dumps(value: object, indent: int | None = None) -> str:
     """Standard JSON: numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""The axis of members: several models of one program, computed at once."""
+"""The axis of members: computing several models of one program at once."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ Tree = TypeVar("Tree")
 
 @dataclass(frozen=True)
 class Members:
-    """How many there are. Of several, each array has an axis in front, the members; of one, arrays are as they are.
+    """The number of members. If there are several, each array has a leading axis of members; one has no such axis.
 
-    A vmap over one member would have other bits than the plain function, and be slower.
+    A vmap over one member would be slower than the plain function, and round differently.
     """
 
     count: int
 
     def map(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of one member's trees as one of all members'."""
+        """Makes a function of one member's trees a function of all members'."""
         return function if self.count == 1 else jax.vmap(function)
 
     def stack(self, trees: Sequence[Tree]) -> Tree:
@@ -34,3 +34,6 @@ class Members:
     def member(self, tree: Tree, i: int) -> Tree:
         """The tree of member number i."""
         return tree if self.count == 1 else jax.tree.map(lambda array: array[i], tree)
+
+
+ONE = Members(1)

@@ -1,4 +1,4 @@
-"""A config as compiled code sees it: what shapes the program, the numbers that it takes, and its model."""
+"""A config as compiled code sees it: the program, its numbers, and its model."""
 
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Program:
-    """What shapes a compiled program, a static argument: each field of the table whose place is "program", and more."""
+    """The static argument of compiled functions: all fields whose place is "program", and three more."""
 
     batch_size: int
     segment_length: int
@@ -50,10 +50,10 @@ class Program:
 
 
 class Numbers(NamedTuple):
-    """What a compiled program takes as arguments: a leaf for each field of the table whose place is "number".
+    """The numeric arguments of compiled functions: all fields whose place is "number", and two more.
 
-    Scalars, or [M] where M members of a sweep are trained at once. Two more: `steps`, where the host stops, is read by
-    the cosine schedule too, and the loop finds `plateau_factor`.
+    Leaves are scalars, or [M] if M members are trained at once. The cosine schedule reads `steps` too. The loop
+    computes `plateau_factor`.
     """
 
     seed: int | Int[Array, "*M"]
@@ -71,12 +71,12 @@ class Numbers(NamedTuple):
     plateau_factor: float | Float[Array, "*M"] = 1.0
 
     def arrays(self) -> "Numbers":
-        """As NumPy scalars of 32 bits, so that all programs get the same types."""
+        """As 32-bit NumPy scalars, the types that compiled functions take."""
         return Numbers(np.int32(self.seed), *map(np.float32, self[1:]))  # type: ignore[arg-type]
 
 
 def program_of(config: "ConfigDict", vocab_size: int) -> tuple[Program, Numbers]:
-    """What training compiles for a config, and what it gives to the compiled program."""
+    """The program that training compiles for a config, and the numbers that it passes to it."""
     values: dict[str, dict[str, Any]] = {"program": {}, "number": {}, "host": {}, "data": {}}
     for name, field in FIELDS.items():
         values[field.place][name] = get_field(config, name)
@@ -88,13 +88,13 @@ def program_of(config: "ConfigDict", vocab_size: int) -> tuple[Program, Numbers]
 
 
 def cohort_of(config: "ConfigDict") -> tuple[Value, ...]:
-    """What runs that are trained together agree in: all that is not a number, and whether there is dropout."""
+    """Runs with equal cohorts can be trained at once: they differ in numbers only."""
     others = (get_field(config, name) for name, field in FIELDS.items() if field.place != "number")
     return *others, bool(get_field(config, "model.dropout"))
 
 
 def batches_of(program: Program, corpus: Corpus) -> Batches:
-    """The minibatches of seed 0; training puts the seed of the numbers in its place."""
+    """The minibatches. Training replaces their seed by that of the numbers."""
     return Batches.of(
         corpus.train.ids,
         batch_size=program.batch_size,
@@ -144,11 +144,6 @@ def new_model(program: Program, numbers: Numbers) -> LanguageModel:
             "from step to step (dropout between the layers is config.model.dropout)"
         )
     return model
-
-
-def new_params(program: Program, numbers: Numbers) -> nnx.State:
-    """The initial parameters alone."""
-    return nnx.state(new_model(program, numbers), nnx.Param)
 
 
 @cache

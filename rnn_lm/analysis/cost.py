@@ -10,18 +10,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from rnn_lm.files import Json
+from rnn_lm.nn.arrays import Carry, Tree
 from rnn_lm.nn.models import RNNLM
 
 MAX_BYTES = 4e9  # larger gradients are compiled but not run
 TIME_LIMIT = 1.0  # seconds; calls are repeated until then
 
-Loss = Callable[[Any, Any, Int[Array, "T B"]], tuple[Float[Array, ""], Any]]
+Loss = Callable[[nnx.State, Carry, Int[Array, "T B"]], tuple[Float[Array, ""], Carry]]
 
 
 def loss_of(graphdef: nnx.GraphDef, *, remat: int | Literal["sqrt"] | None = None) -> Loss:
     """(parameters, carry, tokens) → the loss summed over all steps, and the last carry."""
 
-    def loss(params: Any, carry: Any, tokens: Int[Array, "T B"]) -> tuple[Float[Array, ""], Any]:
+    def loss(params: nnx.State, carry: Carry, tokens: Int[Array, "T B"]) -> tuple[Float[Array, ""], Carry]:
         model = nnx.merge(graphdef, params)
         carry, h = model.hidden(carry, tokens, remat=remat)
         return model.nll(h, tokens).sum(), carry
@@ -29,13 +31,15 @@ def loss_of(graphdef: nnx.GraphDef, *, remat: int | Literal["sqrt"] | None = Non
     return loss
 
 
-def gradient_in_segments(loss: Loss, segment: int, params: Any, carry: Any, tokens: Int[Array, "T B"]) -> Any:
+def gradient_in_segments(
+    loss: Loss, segment: int, params: nnx.State, carry: Carry, tokens: Int[Array, "T B"]
+) -> nnx.State:
     """Truncated backpropagation through time: the sum of the gradients of the segments.
 
     Memory is that of one segment. The state is carried to the next segment as a constant.
     """
 
-    def one(state: tuple[Any, Any], tokens: Int[Array, "k B"]) -> tuple[tuple[Any, Any], None]:
+    def one(state: tuple[Carry, nnx.State], tokens: Int[Array, "k B"]) -> tuple[tuple[Tree, Tree], None]:
         carry, total = state
         grads, carry = jax.grad(loss, has_aux=True)(params, carry, tokens)
         return (carry, jax.tree.map(jnp.add, total, grads)), None
@@ -47,7 +51,7 @@ def gradient_in_segments(loss: Loss, segment: int, params: Any, carry: Any, toke
 
 def ways_back(
     loss_with: Callable[..., Loss], *, remat: int | Literal["sqrt"], segment: int
-) -> dict[str, Callable[..., Any]]:
+) -> dict[str, Callable[..., Tree]]:
     """Three functions (parameters, carry, inputs) → gradient of `loss_with(remat=…)`.
 
     "cached" stores all states, "remat" recomputes most of them, "truncated" stops at each segment.
@@ -60,7 +64,7 @@ def ways_back(
     }
 
 
-def step_costs(model: RNNLM, *, batch_size: int, segment: int, lengths: Sequence[int]) -> list[dict[str, Any]]:
+def step_costs(model: RNNLM, *, batch_size: int, segment: int, lengths: Sequence[int]) -> list[Json]:
     """Memory and time of each of `ways_back` over T steps, for each T in `lengths` (multiples of `segment`)."""
     graphdef, params = nnx.split(model, nnx.Param)
     ways = ways_back(partial(loss_of, graphdef), remat="sqrt", segment=segment)
@@ -72,7 +76,7 @@ def step_costs(model: RNNLM, *, batch_size: int, segment: int, lengths: Sequence
     ]
 
 
-def measured(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+def measured(function: Callable[..., Tree], *arguments: Tree) -> Json:
     """Bytes of temporaries, as the compiled program reports them, and seconds of a function.
 
     The time is the fastest of up to three calls; None if the memory exceeds `MAX_BYTES`.

@@ -1,7 +1,7 @@
 """Gradients through time: their norm by lag, and their bias and variance under truncation."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from rnn_lm.errors import UserError
 from rnn_lm.keys import named_key
-from rnn_lm.nn.arrays import named_leaves
+from rnn_lm.nn.arrays import Carry, Tree, named_leaves
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.stack import states_by_letter
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
@@ -41,7 +41,7 @@ def windows_of(ids: Int[np.ndarray, "T"], count: int, window: int) -> Int[np.nda
 class Minibatch(NamedTuple):
     """N windows: the state before them, a constant, their tokens, and the next tokens."""
 
-    carry: Any
+    carry: Carry
     inputs: Int[Array, "W N"]
     labels: Int[Array, "W N"]
 
@@ -65,16 +65,16 @@ def norms_by_lag(model: RNNLM, batch: Minibatch) -> dict[str, Float[np.ndarray, 
 
 
 @partial(jax.jit, static_argnames="graphdef")
-def _norms_by_lag(graphdef: nnx.GraphDef, params: Any, batch: Minibatch) -> dict[str, Float[Array, "W N"]]:
+def _norms_by_lag(graphdef: nnx.GraphDef, params: nnx.State, batch: Minibatch) -> dict[str, Float[Array, "W N"]]:
     model = nnx.merge(graphdef, params)
 
-    def of_one(carry: Any, tokens: Int[Array, "W"], label: Int[Array, ""]) -> dict[str, Float[Array, "W"]]:
+    def of_one(carry: Carry, tokens: Int[Array, "W"], label: Int[Array, ""]) -> dict[str, Float[Array, "W"]]:
         carry = jax.tree.map(lambda c: c[None], carry)
         inputs = tokens[:, None] if model.embedding is None else model.embedding[tokens][:, None]
         nothing = jax.tree.map(lambda c: jnp.zeros((len(tokens), *c.shape), c.dtype), carry)
 
-        def loss(added: Any) -> Float[Array, ""]:
-            def step(carry: Any, inputs: tuple[Array, Any]) -> tuple[Any, None]:
+        def loss(added: Carry) -> Float[Array, ""]:
+            def step(carry: Carry, inputs: tuple[Array, Carry]) -> tuple[Carry, None]:
                 x, added = inputs
                 return jax.tree.map(jnp.add, model.cell(carry, x)[0], added), None
 
@@ -144,8 +144,8 @@ def randomized_gradients(
     return _named(mean), _named(variance)
 
 
-def _gradient(graphdef: nnx.GraphDef, params: Any, batch: Minibatch, truncation: Truncation | None) -> Any:
-    def loss(params: Any) -> Float[Array, ""]:
+def _gradient(graphdef: nnx.GraphDef, params: nnx.State, batch: Minibatch, truncation: Truncation | None) -> nnx.State:
+    def loss(params: nnx.State) -> Float[Array, ""]:
         model = nnx.merge(graphdef, params)
         _, h = model.hidden(batch.carry, batch.inputs, truncation=truncation)
         return model.mean_nll(h, batch.labels)
@@ -157,21 +157,25 @@ _whole_or_window_gradient = jax.jit(_gradient, static_argnames=("graphdef", "tru
 
 
 @partial(jax.jit, static_argnames="graphdef")
-def _segment_gradient(graphdef: nnx.GraphDef, params: Any, batch: Minibatch, steps: Int[Array, ""]) -> Any:
+def _segment_gradient(graphdef: nnx.GraphDef, params: nnx.State, batch: Minibatch, steps: Int[Array, ""]) -> nnx.State:
     return _gradient(graphdef, params, batch, SegmentTruncation(steps))
 
 
 @partial(jax.jit, static_argnames="graphdef")
 def _moments(
-    graphdef: nnx.GraphDef, params: Any, batch: Minibatch, keep_probability: Float[Array, ""], keys: Key[Array, "m n"]
-) -> tuple[Any, Any]:
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    batch: Minibatch,
+    keep_probability: Float[Array, ""],
+    keys: Key[Array, "m n"],
+) -> tuple[Tree, Tree]:
     full = _gradient(graphdef, params, batch, None)
 
-    def off(key: Key[Array, ""]) -> Any:
+    def off(key: Key[Array, ""]) -> Tree:
         drawn = _gradient(graphdef, params, batch, RandomizedTruncation(keep_probability, key))
         return jax.tree.map(jnp.subtract, drawn, full)  # squares of differences keep more digits
 
-    def add(sums: tuple[Any, Any], keys: Key[Array, "n"]) -> tuple[tuple[Any, Any], None]:
+    def add(sums: tuple[Tree, Tree], keys: Key[Array, "n"]) -> tuple[tuple[Tree, Tree], None]:
         d = jax.vmap(off)(keys)
         return jax.tree.map(lambda s, d: s + d.sum(0), sums, (d, jax.tree.map(jnp.square, d))), None
 
@@ -202,6 +206,6 @@ def _flat(gradient: Gradient) -> np.ndarray:
     return np.concatenate([part.ravel() for part in gradient.values()])
 
 
-def _named(params: Any) -> Gradient:
+def _named(params: Tree) -> Gradient:
     """By name, in float64, where no square overflows or underflows."""
     return {name: np.asarray(leaf, np.float64) for name, leaf in named_leaves(params).items()}

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from rnn_lm.files import Json
 from rnn_lm.keys import named_key
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.models import RNNLM
@@ -17,7 +18,7 @@ from rnn_lm.nn.stack import Stack
 GATES: dict[type, tuple[str, ...]] = {ElmanCell: ("h",), GRUCell: ("r", "z", "n"), LSTMCell: ("i", "f", "g", "o")}
 
 
-def recurrent_spectra(model: RNNLM) -> list[dict[str, Any]]:
+def recurrent_spectra(model: RNNLM) -> list[Json]:
     """Eigenvalues, spectral radius and singular values of each gate's [H, H] block of W_hh, for each layer.
 
     In a linear Elman cell, gradients change by the eigenvalues' moduli per step in the long run, and by at most the
@@ -66,7 +67,7 @@ def lyapunov_exponents(
 
 @partial(jax.jit, static_argnames=("graphdef", "count"))
 def _stretching(
-    graphdef: nnx.GraphDef, params: Any, windows: Int[Array, "T N"], count: int
+    graphdef: nnx.GraphDef, params: nnx.State, windows: Int[Array, "T N"], count: int
 ) -> Float[Array, "T N count"]:
     model = nnx.merge(graphdef, params)
     inputs = windows if model.embedding is None else model.embedding[windows]

@@ -24,6 +24,7 @@ from rnn_lm.analysis.gradients import (
     windows_of,
 )
 from rnn_lm.analysis.jacobians import lyapunov_exponents, recurrent_spectra
+from rnn_lm.files import Json
 from rnn_lm.keys import named_key
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.stack import Stack
@@ -49,7 +50,7 @@ class Subject:
     batch_size: int
     segment_length: int
     clip_norm: float
-    lines: list[dict[str, Any]]  # metrics.jsonl
+    lines: list[Json]  # metrics.jsonl
 
     def minibatch(self, count: int) -> Minibatch:
         return minibatch_of(self.model, windows_of(self.ids, count, self.window))
@@ -73,10 +74,10 @@ class Subject:
         return lyapunov_exponents(self.model, windows_of(self.ids, self.num_texts, self.window), warm_up=self.window)
 
 
-Section = dict[str, Any]
+Section = Json
 
 
-def inspect(subject: Subject, on_progress: Callable[[str], Any] = lambda title: None) -> dict[str, Section]:
+def inspect(subject: Subject, on_progress: Callable[[str], object] = lambda title: None) -> dict[str, Section]:
     """All sections that the model supports, by name. `on_progress` is called with the title of each section first.
 
     Raises:
@@ -178,7 +179,7 @@ def truncated_gradients(subject: Subject) -> Section:
 def randomized_truncation(subject: Subject) -> Section:
     """Bias and standard deviation of randomized truncation for several π, by parameter."""
     full = subject.full
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for probability in KEEP_PROBABILITIES:
         mean, variance = randomized_gradients(subject.model, subject.batch, probability, DRAWS)
         for name, row in compared(mean, full).items():

@@ -9,10 +9,10 @@ DIR/compare.json has the results, DIR/plots/ the plots.
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
 from rnn_lm.commands.screen import listing, number
+from rnn_lm.files import Json
 from rnn_lm.plots import can_draw
 from rnn_lm.training.progress import format_seconds
 
@@ -35,13 +35,13 @@ def run(flags: FlagValues) -> str:
     return "\n".join([describe(result), "", listing(workdir / RESULT, *pictures, runs)])
 
 
-def names_of(result: dict[str, Any]) -> dict[str, str]:
+def names_of(result: Json) -> dict[str, str]:
     """The networks' names in the table and the plots; a registered cell keeps its own."""
     names = [row["name"] for row in result["models"] if row["name"] not in ("uniform", "unigram", "ngram")]
     return {name: NAMES.get(name, name) for name in names}
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: Json) -> str:
     """The table and remarks on it."""
     names = names_of(result)
     models, corpus = {row["name"]: row for row in result["models"]}, result["corpus"]
@@ -72,7 +72,7 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _line(shown: str, row: dict[str, Any]) -> str:
+def _line(shown: str, row: Json) -> str:
     speed, seconds = row.get("tokens_per_second"), row.get("train_seconds")
     cells = [
         f"  {shown:<10}{row.get('context', 'any'):>10}{row['num_params']:>13,}",
@@ -82,7 +82,7 @@ def _line(shown: str, row: dict[str, Any]) -> str:
     return "".join(cells).rstrip()
 
 
-def _draw(folder: Path, result: dict[str, Any]) -> list[Path]:
+def _draw(folder: Path, result: Json) -> list[Path]:
     if not can_draw():
         return []
     from rnn_lm.plots.rivals import COMPARISON

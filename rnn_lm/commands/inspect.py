@@ -9,11 +9,11 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
 
 from rnn_lm.commands.flags import FlagValues, define, define_text_flags, required
 from rnn_lm.commands.screen import listing
 from rnn_lm.errors import UserError
+from rnn_lm.files import Json
 from rnn_lm.plots import can_draw
 
 
@@ -64,7 +64,7 @@ def run(flags: FlagValues) -> str:
     return "\n".join([f"{workdir} on {text.name}, {back}:", "", *findings, "", files])
 
 
-def _draw(folder: Path, sections: dict[str, Any]) -> list[Path]:
+def _draw(folder: Path, sections: Json) -> list[Path]:
     """Plots each section and returns the paths."""
     if not can_draw():
         return []

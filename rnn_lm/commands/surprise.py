@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from rnn_lm.files import Json
+
 MOST = 10.0  # bits; more are the same red
 Surprise = Sequence[tuple[str, float]]  # a text's tokens and their bits
 
@@ -21,7 +23,7 @@ def shown(token: Any) -> str:
     return token
 
 
-def in_terminal(rows: Sequence[dict[str, Any]], surprises: Sequence[Surprise]) -> str:
+def in_terminal(rows: Sequence[Json], surprises: Sequence[Surprise]) -> str:
     """Tokens above their bits, in colour."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, highlight=False, width=Console().width)
@@ -41,7 +43,7 @@ def in_terminal(rows: Sequence[dict[str, Any]], surprises: Sequence[Surprise]) -
     return out.getvalue().rstrip("\n")
 
 
-def in_page(prompt: str, rows: Sequence[dict[str, Any]], surprises: Sequence[Surprise], between: str = "") -> str:
+def in_page(prompt: str, rows: Sequence[Json], surprises: Sequence[Surprise], between: str = "") -> str:
     """A self-contained page; a token's bits show on hover."""
     texts = [
         f"<h2>{row['rank']}. {row['bits_per_char']:.2f} bits per character "

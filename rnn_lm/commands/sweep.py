@@ -20,7 +20,7 @@ from rnn_lm.commands.screen import listing, number
 from rnn_lm.config import load_sweep
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, short_name
-from rnn_lm.files import alone_in
+from rnn_lm.files import Json, alone_in
 from rnn_lm.plots import can_draw
 
 MAX_ROWS = 40  # of the table
@@ -59,7 +59,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def describe(result: dict[str, Any]) -> str:
+def describe(result: Json) -> str:
     """The ranking of the settings and remarks on it."""
     members, settings = result["members"], result["settings"]
     split = "test" if any(row["test"] for row in members) else "valid"
@@ -87,7 +87,7 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _figures(setting: dict[str, Any], split: str) -> Sequence[str]:
+def _figures(setting: Json, split: str) -> Sequence[str]:
     valid, scored = setting["valid"], setting[split]
     seeds = f"{setting['finished']}/{setting['members']}" + (" diverged" if setting["diverged"] else "")
     if valid is None or scored is None:
@@ -110,7 +110,7 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _draw(folder: Path, result: dict[str, Any]) -> list[Path]:
+def _draw(folder: Path, result: Json) -> list[Path]:
     if not can_draw():
         return []
     from rnn_lm.plots.curves import learning_curves, loss_by_field

@@ -7,10 +7,10 @@ TensorBoard events, checkpoints/ and, once the run is done, summary.json.
 import os
 import shlex
 from pathlib import Path
-from typing import Any
 
 from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags
 from rnn_lm.commands.screen import number
+from rnn_lm.files import Json
 from rnn_lm.plugins import IMPORTED
 
 
@@ -29,7 +29,7 @@ def run(flags: FlagValues) -> str:
     return describe(train(config, workdir, profile=os.path.expanduser(flags.profile)), workdir)
 
 
-def describe(summary: dict[str, Any], workdir: Path) -> str:
+def describe(summary: Json, workdir: Path) -> str:
     """The results of a run that is done, for newcomers."""
     name, text = ("test", "test") if "test" in summary else ("valid", "validation")
     result, baselines, corpus = summary[name], summary["baselines"], summary["corpus"]
@@ -62,7 +62,7 @@ Try next: python run.py generate --workdir={folder} --length=500
           python run.py evaluate --workdir={folder}"""
 
 
-def _remarks(summary: dict[str, Any], result: dict[str, Any]) -> str:
+def _remarks(summary: Json, result: Json) -> str:
     """How to read the results, and what to try."""
     perplexity = number(result["perplexity"], 1)
     lines = [

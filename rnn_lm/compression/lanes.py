@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from rnn_lm.inference.dynamic import STEPS, Learned
 from rnn_lm.inference.reading import learn
+from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.models import LanguageModel
 
 TOTAL = 2**22  # the sum of all frequencies; shares of it are exact in float32
@@ -24,7 +25,7 @@ class State(NamedTuple):
     """The model's state between two blocks."""
 
     learned: Learned
-    carry: Any
+    carry: Carry
     last: Int[np.ndarray, "L"]  # last tokens read
 
 
@@ -84,10 +85,10 @@ def _step(
     graphdef: nnx.GraphDef,
     rest: nnx.State,
     params: nnx.State,
-    carry: Any,
+    carry: Carry,
     tokens: Int[Array, " L"],
     escape: Float[Array, "2"],
-) -> tuple[Any, Int[Array, "L V"], Float[Array, "L V"]]:
+) -> tuple[Carry, Int[Array, "L V"], Float[Array, "L V"]]:
     carry, logits = nnx.merge(graphdef, params, rest)(carry, tokens[None])
     known = jax.nn.log_softmax(logits[0, :, 1:].astype(jnp.float32)) + escape[1]
     log_probs = jnp.concatenate([jnp.full_like(known[:, :1], escape[0]), known], axis=-1)

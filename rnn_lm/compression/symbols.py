@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from io import BufferedIOBase
 from itertools import chain
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt
@@ -20,7 +19,7 @@ from rnn_lm.data.vocabulary import Vocabulary
 
 READ_BYTES = 2**20  # at once, in a survey
 
-Progress = Callable[[int], Any]  # called with a number of bytes
+Progress = Callable[[int], object]  # called with a number of bytes
 
 
 @dataclass(frozen=True)

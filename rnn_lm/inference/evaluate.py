@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +56,7 @@ def evaluate(
     *,
     reset_every: int = 0,
     dynamic: bool = False,
-    on_progress: Callable[[int], Any] = lambda tokens: None,
+    on_progress: Callable[[int], object] = lambda tokens: None,
 ) -> Evaluation:
     """Scores every token of ids [N] but the first, each once.
 
@@ -77,7 +76,7 @@ def evaluate_members(
     ids: np.ndarray,
     *,
     reset_every: int = 0,
-    on_progress: Callable[[int], Any] = lambda tokens: None,
+    on_progress: Callable[[int], object] = lambda tokens: None,
 ) -> list[Evaluation]:
     """`evaluate` for models that share a program. Several are computed at once, which rounds differently."""
     return _totals(models, partial(read, models), ids, reset_every, on_progress)
@@ -88,7 +87,7 @@ def _totals(
     reader: Callable[..., Iterator[tuple[slice, list[Window]]]],
     ids: np.ndarray,
     reset_every: int,
-    on_progress: Callable[[int], Any],
+    on_progress: Callable[[int], object],
 ) -> list[Evaluation]:
     if len(ids) < 2:
         raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")

@@ -117,7 +117,7 @@ def _draw(
 ) -> tuple[tuple[Carry, Float[Array, "*M B V"]], Int[Array, "*M steps B"]]:
     """Draws tokens `start` to `start + steps` in one scan."""
 
-    def one(weights: nnx.State, keys: Key[Array, " B"], state: tuple[Carry, Array]) -> tuple[Any, Array]:
+    def one(weights: nnx.State, keys: Key[Array, " B"], state: tuple[Carry, Array]) -> tuple[tuple, Array]:
         model = nnx.merge(graphdef, weights)
 
         def uniform(t):

@@ -4,8 +4,6 @@ P(x) = λ P_network(x) + (1 − λ) P_ngram(x). λ depends on the length and the
 contexts have reliable counts (Jelinek, Mercer, Interpolated estimation of Markov source parameters, 1980).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rnn_lm.inference.reading import nats_of
 from rnn_lm.ngram import ROOT, NGramLM
+from rnn_lm.nn.arrays import Carry, Tree
 from rnn_lm.nn.models import LanguageModel
 
 EM_STEPS = 100
@@ -107,20 +106,20 @@ class Mixture(LanguageModel):
     def vocab_size(self) -> int:
         return self.model.vocab_size
 
-    def initialize_carry(self, batch_size: int) -> tuple[Any, Int[Array, "B n"]]:
+    def initialize_carry(self, batch_size: int) -> tuple[Carry, Int[Array, "B n"]]:
         return self.model.initialize_carry(batch_size), self.trie.empty(batch_size)
 
-    def states(self, carry: Any) -> dict[str, list[Array]]:
+    def states(self, carry: Carry) -> dict[str, list[Array]]:
         return self.model.states(carry[0])
 
     def hidden(
-        self, carry: Any, tokens: Int[Array, "T B"], *, key: Array | None = None, return_carries: bool = False
-    ) -> tuple[Any, Any]:
+        self, carry: Carry, tokens: Int[Array, "T B"], *, key: Array | None = None, return_carries: bool = False
+    ) -> tuple[Carry, Tree]:
         inner, h = self.model.hidden(carry[0], tokens, key=key, return_carries=return_carries)
         context = self.trie.read(carry[1], tokens)
         return (inner, context if return_carries else context[-1]), (h, context)
 
-    def logits(self, h: Any) -> Float[Array, "*batch V"]:
+    def logits(self, h: Tree) -> Float[Array, "*batch V"]:
         network, context = h
         # λ is that of the longest context, whose node is the largest.
         odds = WEIGHT_SCALE * self.w_mix[self.bucket[context.max(axis=-1)]][..., None]
@@ -130,7 +129,7 @@ class Mixture(LanguageModel):
             jax.nn.log_sigmoid(odds) + log_probs, jax.nn.log_sigmoid(-odds) + jnp.log(self.trie.probs(context))
         )
 
-    def objective(self, h: Any, labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"]) -> Float[Array, ""]:
+    def objective(self, h: Tree, labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"]) -> Float[Array, ""]:
         return self.model.objective(h[0], labels, mask) + super().objective(h, labels, mask)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rnn_lm.inference.dynamic import STEPS, Learned
 from rnn_lm.members import Members
-from rnn_lm.nn.arrays import Carry
+from rnn_lm.nn.arrays import Carry, Tree
 from rnn_lm.nn.models import LanguageModel
 
 MAX_LOGITS = 2**22  # per call; limits the memory
@@ -113,7 +113,7 @@ def learn(
 
 def _predict(
     model: LanguageModel, carry: Carry, inputs: Int[Array, "T B"], labels: Int[Array, "T B"], valid: Bool[Array, "T B"]
-) -> tuple[Any, Window]:
+) -> tuple[Tree, Window]:
     """The output layer's input and the result."""
     carries, h = model.hidden(carry, inputs, return_carries=True)
     nats = jnp.where(valid, model.nll(h, labels), 0)

@@ -111,7 +111,7 @@ def rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def named_leaves(tree: Tree) -> dict[str, Array]:
+def named_leaves(tree: Tree) -> dict[str, Tree]:
     """Every array by its path, such as `params.cell.w_hh`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves)

@@ -46,10 +46,10 @@ def fused_scan(
     run = jax.custom_vjp(scan.values)
     run.defvjp(scan.forward, scan.backward)
     arguments, others = (small, cell.w_hh[...], carry, projected), (initial, fixed, controls)
-    if not controls and native.is_for(cell, arguments):
+    if not controls and native.is_wanted() and native.cpu.is_for(cell, arguments):
 
         def on_cpu(*arguments: Tree) -> tuple[Carry, Carry]:
-            carries = native.accelerated(lambda *a: scan.values(*a, *others)[1], cell, reverse)(*arguments)
+            carries = native.cpu.accelerated(lambda *a: scan.values(*a, *others)[1], cell, reverse)(*arguments)
             return jax.tree.map(lambda a: a[0 if reverse else -1], carries), carries
 
         last, carries = lax.platform_dependent(*arguments, cpu=on_cpu, default=lambda *a: run(*a, *others))
@@ -108,7 +108,7 @@ class _Scan:
         def step(state: tuple[Carry, Leaves, Carry], inputs: tuple) -> tuple[tuple, tuple[Array, ...]]:
             d_new, *at_step = inputs
             d_new = jax.tree.map(jnp.add, state[0], d_new)
-            d_carry, d_small, d_learned, adjoints = self._step_back(small, w_hh, initial, fixed, d_new, *at_step)
+            d_carry, d_small, d_learned, adjoints = self._step_back((small, w_hh, initial, fixed), d_new, *at_step)
             d_small = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), state[1], *d_small)
             return (d_carry, d_small, jax.tree.map(jnp.add, state[2], d_learned)), adjoints
 
@@ -127,10 +127,7 @@ class _Scan:
 
     def _step_back(
         self,
-        small: Leaves,
-        w_hh: Array,
-        initial: Carry,
-        fixed: Leaves,
+        constants: tuple[Leaves, Array, Carry, Leaves],
         d_new: Carry,
         before: Carry,
         projected: Array,
@@ -138,6 +135,7 @@ class _Scan:
         control: Controls,
     ) -> tuple[Carry, tuple[Leaves, Leaves], Carry, tuple[Array, ...]]:
         """One step back: given d_new, the adjoints of the old carry, `small`, `initial` and the products."""
+        small, w_hh, initial, fixed = constants
         learned = initial if self.is_learned else None
         entered, leave = jax.vjp(lambda c, i: enter(c, control, i if self.is_learned else initial), before, learned)
 

@@ -1,6 +1,6 @@
 """`unroll`: a cell run over time in one compiled program.
 
-Who computes it is found by looking at the cell and at what is asked for:
+The cell and the options decide who computes it:
 
 | who | for |
 |---|---|
@@ -63,7 +63,7 @@ def unroll(
       inputs: vectors [T, B, D], or token ids [T, B], which stand for one-hot vectors: they have one axis fewer beside
         the same carry. Whole numbers that are vectors are promoted.
       truncation: where the gradient stops inside the window; None is nowhere.
-      lengths: of each sequence. Past its end the carry stays as it is, outputs are zero and inputs are ignored.
+      lengths: of each sequence. Past its end the carry stays, outputs are zero and inputs are ignored.
       resets: where True, the state is the initial one before that step.
       reverse: from the last step (of each sequence) to the first; outputs stay where their inputs are.
       remat: store the states of every `remat`-th step and recompute the others in the backward pass: less memory for
@@ -95,13 +95,13 @@ def unroll(
 
 @dataclass(frozen=True)
 class _Options:
-    """What `unroll` is told beside arrays: a static argument."""
+    """The options of `unroll` that are not arrays: a static argument."""
 
     reverse: bool
     remat: int | Literal["sqrt"] | None
     backward: str
     return_carries: bool
-    with_machine_code: bool  # looked at again where it counts; here so that a program is traced anew when it changes
+    with_machine_code: bool  # here so that a change of it traces a new program
 
 
 def _unroll(
@@ -120,7 +120,7 @@ def _unroll(
     leaves, cell = jax.tree.leaves(state), nnx.merge(graphdef, state)
     passed = None
     if truncation is not None and not isinstance(truncation, WindowTruncation):
-        num_steps = inputs.shape[0] if inputs.ndim else 0  # inputs without steps are refused further on
+        num_steps = inputs.shape[0] if inputs.ndim else 0  # inputs without steps are refused later
         passed = truncation.passed(num_steps, reverse=options.reverse)
     masks = Masks(lengths, resets, passed)
     if not _is_windowed(truncation, inputs):
@@ -140,7 +140,7 @@ _compiled = jax.jit(_unroll, static_argnums=(0, 1))
 
 
 def _is_hashable(graphdef: nnx.GraphDef) -> bool:
-    """False where a cell has arrays, or what is traced, as plain attributes: it is no key of a compiled function."""
+    """False if a cell has arrays or tracers as plain attributes, so that it cannot be a static argument."""
     try:
         hash(graphdef)
     except TypeError:
@@ -149,12 +149,12 @@ def _is_hashable(graphdef: nnx.GraphDef) -> bool:
 
 
 def _has_layers(cell: nnx.RNNCellBase) -> TypeGuard[Stack]:
-    """Whether it is a stack whose layers run one after the other; one that has its own way to run them is a cell."""
+    """Whether it is a stack that runs its layers one after the other, by our own methods."""
     return isinstance(cell, Stack) and not overrides(cell, "__call__", "run_layers", "drop")
 
 
 def _is_windowed(truncation: Any, inputs: Array) -> TypeGuard[WindowTruncation]:
-    """Of more steps than there are, a window is no truncation."""
+    """A window of more steps than there are truncates nothing."""
     return isinstance(truncation, WindowTruncation) and inputs.ndim > 0 and truncation.steps <= inputs.shape[0]
 
 

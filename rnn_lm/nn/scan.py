@@ -117,21 +117,17 @@ def in_blocks(
     first = jax.tree.map(lambda a: a[:whole].reshape(blocks, block, *a.shape[1:]), (inputs, controls))
     rest = jax.tree.map(lambda a: a[whole:], (inputs, controls))
 
-    def of_whole_blocks(carry: Carry) -> tuple[Carry, Tree]:
-        def step(carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-            last, carries, outputs = run(params, carry, *xs)
-            return last, (carries, outputs)
+    def one(carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+        last, *ys = run(params, carry, *xs)
+        return last, ys
 
-        last, ys = lax.scan(step, carry, first, reverse=reverse)
+    def all_whole(carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+        last, ys = lax.scan(one, carry, xs, reverse=reverse)
         return last, jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys)
 
-    def of_the_rest(carry: Carry) -> tuple[Carry, Tree]:
-        last, carries, outputs = run(params, carry, *rest)
-        return last, (carries, outputs)
-
-    parts = [of_whole_blocks] * (whole > 0) + [of_the_rest] * (whole < inputs.shape[0])
-    all_ys = []
-    for part in parts[::-1] if reverse else parts:
-        carry, ys = part(carry)
-        all_ys.append(ys)
-    return carry, *jax.tree.map(lambda *ys: jnp.concatenate(ys), *(all_ys[::-1] if reverse else all_ys))
+    parts = [(all_whole, first)] * (whole > 0) + [(one, rest)] * (whole < inputs.shape[0])
+    done = []
+    for run_part, xs in parts[::-1] if reverse else parts:
+        carry, ys = run_part(carry, xs)
+        done.append(ys)
+    return carry, *jax.tree.map(lambda *ys: jnp.concatenate(ys), *(done[::-1] if reverse else done))

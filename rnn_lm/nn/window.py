@@ -73,18 +73,11 @@ class _Window:
     is_hoisted: bool  # whether the inputs are projected already
 
     def step(
-        self,
-        params: Leaves,
-        carry: tuple,
-        x: Array,
-        initial: Carry,
-        fixed: Leaves,
-        control: Controls,
-        factors: list[Array],
+        self, leaves: Leaves, carry: tuple, x: Array, initial: Carry, control: Controls, factors: list[Array]
     ) -> tuple[tuple, Array]:
         """All layers at one time step."""
         news = []
-        cells = self.pieces.cell(params | fixed).cells
+        cells = self.pieces.cell(leaves).cells
         for i, (cell, state) in enumerate(zip(cells, enter(carry, control, initial), strict=True)):
             if i == 0 and self.is_hoisted:
                 new = cell.step(state, x)
@@ -107,7 +100,8 @@ class _Window:
 
             def here(shared: tuple[Leaves, Carry], before: Carry, x: Array) -> tuple[tuple, Array]:
                 params, learned = shared
-                return self.step(params, before, x, learned if self.is_learned else initial, fixed, control, factors)
+                started = learned if self.is_learned else initial
+                return self.step(params | fixed, before, x, started, control, factors)
 
             _, pull = jax.vjp(here, (params, learned), before, x)
             passed = jax.vmap(lambda *d: pull(d)[1])(d_new, d_outputs)

@@ -8,14 +8,13 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rnn_lm.files import Json
 from rnn_lm.plots.figure import new_figure, plain_ticks, save_figure
 
 MAX_LINES = 10  # labelled in one plot
 
 
-def learning_curve(
-    path: Path, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], caption: str
-) -> None:
+def learning_curve(path: Path, lines: Sequence[Json], baselines: Mapping[str, float], caption: str) -> None:
     """Perplexity against tokens trained on, for train and validation, with baselines as horizontal lines."""
     figure, [axes] = new_figure(caption)
     names = {"train": "training", "valid": "validation"}
@@ -29,7 +28,7 @@ def learning_curve(
     save_figure(figure, path, fontsize="medium", loc="center right")
 
 
-def learning_curves(path: Path, result: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def learning_curves(path: Path, result: Json, curves: Mapping[str, Sequence[Json]]) -> None:
     """Validation perplexity of every member of a sweep against tokens trained on. One colour per setting."""
     settings = [setting["overrides"] for setting in result["settings"]]
     colours = colormaps["viridis"](np.linspace(0, 0.95, len(settings)))
@@ -55,7 +54,7 @@ def learning_curves(path: Path, result: Mapping[str, Any], curves: Mapping[str, 
     save_figure(figure, path, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _points(lines: Iterable[Mapping[str, Any]], split: str) -> list[tuple[int, float]]:
+def _points(lines: Iterable[Json], split: str) -> list[tuple[int, float]]:
     return [(line["tokens"], line["perplexity"]) for line in lines if line["split"] == split and line["perplexity"]]
 
 
@@ -64,20 +63,20 @@ def _set_up(axes: Any, title: str, ylabel: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
-def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
+def loss_by_field(path: Path, result: Json, field: str) -> bool:
     """Final validation loss against one field of a sweep, with a line for each setting of the other fields.
 
     Returns False and draws nothing unless the field is a number with at least two values in one such setting.
     """
 
-    def others(overrides: Mapping[str, Any]) -> tuple:
+    def others(overrides: Json) -> tuple:
         return tuple((name, value) for name, value in overrides.items() if name not in ("seed", field))
 
     def is_number(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
 
     settings = [s for s in result["settings"] if s["valid"] and is_number(s["overrides"].get(field))]
-    lines: dict[tuple, list[Mapping[str, Any]]] = {}
+    lines: dict[tuple, list[Json]] = {}
     for setting in settings:
         lines.setdefault(others(setting["overrides"]), []).append(setting)
     lines = dict([(name, rows) for name, rows in lines.items() if len(rows) > 1][:MAX_LINES])
@@ -119,7 +118,7 @@ def loss_by_field(path: Path, result: Mapping[str, Any], field: str) -> bool:
     return True
 
 
-def _setting(row: Mapping[str, Any]) -> dict[str, Any]:
+def _setting(row: Json) -> Json:
     """A member's overrides without its seed."""
     return {field: value for field, value in row["overrides"].items() if field != "seed"}
 

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from rnn_lm.files import write_bytes
+from rnn_lm.files import Json, write_bytes
 
 
 def new_figure(
@@ -39,7 +39,7 @@ def plain_ticks(axis: Any, subs: Sequence[float] | None = None) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def plot_rows(axes: Any, rows: Sequence[Mapping[str, Any]], x: str, y: str, **style: Any) -> None:
+def plot_rows(axes: Any, rows: Sequence[Json], x: str, y: str, **style: Any) -> None:
     """Plots key `y` of each row over key `x`."""
     axes.plot([row[x] for row in rows], [row[y] for row in rows], **{"markersize": 4} | style)
 

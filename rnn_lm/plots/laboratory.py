@@ -1,20 +1,19 @@
 """Plots of the sections of `inspect`."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
+from rnn_lm.files import Json
 from rnn_lm.plots.figure import new_figure, plain_ticks, plot_rows, save_figure
 
 MAX_COLUMNS = 72  # of text
 
 
-def gradients_by_lag(path: Path, section: Mapping[str, Any]) -> None:
+def gradients_by_lag(path: Path, section: Json) -> None:
     """Median and quantiles of ‖∂L_t/∂h_{t−k}‖ over k, and the rate predicted by the Jacobians."""
     figure, [axes] = new_figure(section["finding"])
     for (letter, quantiles), colour in zip(section["quantiles"].items(), ["tab:blue", "tab:green"], strict=False):
@@ -42,7 +41,7 @@ def gradients_by_lag(path: Path, section: Mapping[str, Any]) -> None:
     save_figure(figure, path, loc="lower left")
 
 
-def jacobians(path: Path, section: Mapping[str, Any]) -> None:
+def jacobians(path: Path, section: Json) -> None:
     """Eigenvalues and singular values of W_hh, and Lyapunov exponents."""
     figure, [plane, values, exponents] = new_figure(section["finding"], columns=3, size=(15, 5))
     for gate in section["w_hh"]:
@@ -64,7 +63,7 @@ def jacobians(path: Path, section: Mapping[str, Any]) -> None:
     save_figure(figure, path, fontsize="x-small")
 
 
-def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
+def truncated_gradients(path: Path, section: Json) -> None:
     """Cosine and bias of the truncated gradient over τ."""
     figure, [cosine, bias] = new_figure(section["finding"], columns=2)
     longest = max(row["steps"] for row in section["rows"])  # not truncated
@@ -86,7 +85,7 @@ def truncated_gradients(path: Path, section: Mapping[str, Any]) -> None:
     save_figure(figure, path)
 
 
-def randomized_truncation(path: Path, section: Mapping[str, Any]) -> None:
+def randomized_truncation(path: Path, section: Json) -> None:
     """Error of a single draw, and of the mean over draws, relative to the full gradient, over π."""
     figure, [axes] = new_figure(section["finding"])
     rows = [row for row in section["rows"] if row["parameter"] == "all"]
@@ -113,7 +112,7 @@ def randomized_truncation(path: Path, section: Mapping[str, Any]) -> None:
     save_figure(figure, path)
 
 
-def clipping(path: Path, section: Mapping[str, Any]) -> None:
+def clipping(path: Path, section: Json) -> None:
     """Gradient norm before and after clipping, and the share of clipped steps, through the run."""
     figure, [norms, share] = new_figure(section["finding"], rows=2, ratios=[3, 1])
     for what, name in [("grad_norm", "before clipping"), ("clipped_norm", "after")]:
@@ -128,7 +127,7 @@ def clipping(path: Path, section: Mapping[str, Any]) -> None:
     save_figure(figure, path)
 
 
-def cost(path: Path, section: Mapping[str, Any]) -> None:
+def cost(path: Path, section: Json) -> None:
     """Memory and time of a gradient over T steps, stored, recomputed and truncated."""
     figure, [memory, seconds] = new_figure(section["finding"], columns=2)
     names = {"cached": "all states stored", "remat": "recomputation (remat)", "truncated": "truncated"}
@@ -147,7 +146,7 @@ def cost(path: Path, section: Mapping[str, Any]) -> None:
     save_figure(figure, path)
 
 
-def strategies(path: Path, section: Mapping[str, Any]) -> None:
+def strategies(path: Path, section: Json) -> None:
     """The book's figure of three truncation strategies: a text, cut where the gradient stops."""
     figure, [axes] = new_figure(section["finding"], size=(12, 3.2))
     shown = [token.replace("\n", "↵").replace("\t", "→") for token in section["tokens"]]

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from rnn_lm.files import Json
 from rnn_lm.plots.figure import new_figure, plain_ticks, plot_rows, save_figure
 
 
-def perplexity_by_context(path: Path, result: Mapping[str, Any], names: Mapping[str, str]) -> None:
+def perplexity_by_context(path: Path, result: Json, names: Mapping[str, str]) -> None:
     """Perplexity of each model over the number of tokens that it has read."""
     figure, [axes] = new_figure(
         "Each context length takes its own n-gram model. A network serves all of them: from its initial state it reads "
@@ -34,7 +34,7 @@ def perplexity_by_context(path: Path, result: Mapping[str, Any], names: Mapping[
     save_figure(figure, path, fontsize="medium", loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def parameters(path: Path, result: Mapping[str, Any], names: Mapping[str, str]) -> None:
+def parameters(path: Path, result: Json, names: Mapping[str, str]) -> None:
     """Size of each model over the length of its n-grams or windows."""
     counts, size = result["num_params_by_order"], result["corpus"]["vocab_size"]
     figure, [axes] = new_figure(

@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from rnn_lm.errors import UserError
-from rnn_lm.files import FORMAT, check_format
-from rnn_lm.nn.arrays import named_leaves
+from rnn_lm.files import FORMAT, Json, check_format
+from rnn_lm.nn.arrays import Tree, named_leaves
 
 KEEP_LATEST = 3
 
@@ -52,12 +52,12 @@ class Checkpoints:
         latest = len(checkpoints) - KEEP_LATEST
         return [i >= latest or checkpoint.step == self._best for i, checkpoint in enumerate(checkpoints)]
 
-    def save(self, step: int, tree: Any, notes: dict[str, Any]) -> None:
+    def save(self, step: int, tree: Tree, notes: Json) -> None:
         """Writes a copy of the arrays."""
         arrays = {name: np.array(array) for name, array in named_leaves(tree).items()}
         sha256 = {name: _sha256(array) for name, array in arrays.items()}
         self._best = notes["best"]["step"]
-        record: dict[str, Any] = {"format": FORMAT, "notes": notes, "sha256": sha256}
+        record: Json = {"format": FORMAT, "notes": notes, "sha256": sha256}
         record["sha256_of_notes"] = _sha256_of_json(record)
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(record))
         with self._writing():
@@ -73,7 +73,7 @@ class Checkpoints:
         best = self._notes(latest)["notes"]["best"]["step"]
         return best if best in steps else latest
 
-    def restore(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def restore(self, step: int) -> tuple[dict[str, np.ndarray], Json]:
         """The arrays of a checkpoint by name, and its notes.
 
         Raises:
@@ -91,7 +91,7 @@ class Checkpoints:
         with self._writing():
             self._manager.close()
 
-    def _notes(self, step: int) -> dict[str, Any]:
+    def _notes(self, step: int) -> Json:
         notes = dict(self._restore(step, notes=ocp.args.JsonRestore())["notes"])
         check_format(self.folder / str(step), notes.get("format", 0))
         if notes.pop("sha256_of_notes", None) != _sha256_of_json(notes):
@@ -121,7 +121,7 @@ class Checkpoints:
             raise UserError(f"{self.folder}: a checkpoint cannot be written: {str(error)[:200]}") from error
 
 
-def fill_tree(template: Any, arrays: dict[str, np.ndarray]) -> Any:
+def fill_tree(template: Tree, arrays: dict[str, np.ndarray]) -> Tree:
     """The restored arrays in the structure of `template`, whose shapes and types they must have."""
     leaves = []
     for name, leaf in named_leaves(template).items():
@@ -136,5 +136,5 @@ def _sha256(array: np.ndarray) -> str:
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _sha256_of_json(value: dict[str, Any]) -> str:
+def _sha256_of_json(value: Json) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -13,7 +12,7 @@ from rnn_lm.config import complete_config
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, get_field
-from rnn_lm.files import read_if_there, read_json, temporary_name, write_json
+from rnn_lm.files import Json, read_if_there, read_json, temporary_name, write_json
 from rnn_lm.plugins import IMPORTED
 
 CONFIG, VOCABULARY, CHECKPOINTS = "config.json", "vocabulary.json", "checkpoints"
@@ -126,12 +125,12 @@ def read_config(workdir: Path) -> tuple[ConfigDict, str]:
         raise UserError(f"{workdir / CONFIG} is not the config of a run; give another --workdir") from error
 
 
-def read_summary(workdir: Path) -> dict[str, Any] | None:
+def read_summary(workdir: Path) -> Json | None:
     """The summary of a run; None if the run is not done."""
     return read_if_there(workdir / SUMMARY)
 
 
-def read_diverged(workdir: Path) -> dict[str, Any] | None:
+def read_diverged(workdir: Path) -> Json | None:
     """The step at which a run diverged, and what was not finite; None if the run has not diverged."""
     return read_if_there(workdir / DIVERGED)
 

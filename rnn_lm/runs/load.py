@@ -3,21 +3,21 @@
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import jax
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import Unreadable, UserError, unknown_name
-from rnn_lm.files import read_json, write_json
+from rnn_lm.files import Json, read_json, write_json
 from rnn_lm.inference.mixture import BUCKETS, Mixture, fit_weights
 from rnn_lm.ngram import NGramLM
 from rnn_lm.nn.models import LanguageModel
 from rnn_lm.nn.registry import CELLS
-from rnn_lm.program import model_of, new_params, program_of
+from rnn_lm.program import model_of, new_model, program_of
 from rnn_lm.runs.checkpoints import Checkpoints, fill_tree
 from rnn_lm.runs.folder import CHECKPOINTS, CONFIG, MIXTURE, NGRAM, VOCABULARY, read_config
 
@@ -59,7 +59,7 @@ def _mixture(workdir: Path, network: LanguageModel) -> Mixture:
     ngram, fingerprint = NGramLM.load(workdir / NGRAM), network.fingerprint()
     if ngram.vocab_size != network.vocab_size:
         raise UserError(f"{workdir / NGRAM} has another vocabulary; delete it to have it counted again")
-    kept: dict[str, Any] = {}
+    kept: Json = {}
     with suppress(Unreadable):
         kept = read_json(workdir / MIXTURE)
     with suppress(KeyError, ValueError, TypeError):
@@ -98,6 +98,6 @@ def load_checkpoint(workdir: Path, config: ConfigDict, vocab_size: int) -> tuple
         best = checkpoints.best_step()
         arrays, _ = checkpoints.restore(best)
     program, numbers = program_of(config, vocab_size)
-    template = {"params": jax.eval_shape(partial(new_params, program), numbers.arrays())}
+    template = {"params": nnx.state(nnx.eval_shape(partial(new_model, program, numbers)), nnx.Param)}
     model = model_of(program, fill_tree(template, arrays)["params"], config.model.dropout)
     return model, best, steps[-1]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rnn_lm.files import dumps, write_bytes, write_text
+from rnn_lm.files import Json, dumps, write_bytes, write_text
 from rnn_lm.runs.folder import METRICS, SAMPLES
 
 _SAMPLE = "=== step {step}, validation perplexity {perplexity:.2f} ==="
@@ -24,7 +24,7 @@ class Record:
         write_bytes(self._samples, _samples_until(self._samples, step))
         self._events = _event_writer(workdir, purge_step=step + 1)
 
-    def write(self, line: dict[str, Any]) -> None:
+    def write(self, line: Json) -> None:
         """Appends a line to metrics.jsonl and its numbers to the TensorBoard events."""
         _append(self._metrics, dumps(line) + "\n")
         if self._events is not None:
@@ -41,7 +41,7 @@ class Record:
             self._events.close()
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: Path) -> list[Json]:
     """The lines of a run's metrics.jsonl, without a line that a crash cut short."""
     path = workdir / METRICS
     lines = []

@@ -15,7 +15,8 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-Sweep = list[dict[str, Any]]
+Override = dict[str, Any]
+Sweep = list[Override]
 
 
 def choice(name: str, values: Iterable[Any]) -> Sweep:
@@ -72,8 +73,8 @@ def chain(*sweeps: Sweep) -> Sweep:
     return [dict(member) for member in itertools.chain(*sweeps)]
 
 
-def _merged(members: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
+def _merged(members: Iterable[Override]) -> Override:
+    merged: Override = {}
     for member in members:
         if twice := merged.keys() & member.keys():
             raise ValueError(f"{min(twice)} is set by two of the combined sweeps")

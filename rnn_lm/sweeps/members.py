@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -13,6 +12,7 @@ from rnn_lm.config import check_config, set_field
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Value, get_field, short_name
+from rnn_lm.files import Json
 from rnn_lm.program import batches_of, cohort_of, program_of
 from rnn_lm.runs.folder import CONFIG, another_folder, check_folder, has_ended, read_config
 from rnn_lm.training.memory import check_memory
@@ -35,7 +35,7 @@ class Member:
         return has_ended(self.workdir, self.config.steps)
 
 
-def members_of(config: ConfigDict, sweep: Iterable[dict[str, Any]], workdir: Path) -> list[Member]:
+def members_of(config: ConfigDict, sweep: Iterable[Json], workdir: Path) -> list[Member]:
     """The members of a sweep, each with `config`, its overrides and a folder in `workdir`.
 
     Raises:

@@ -7,11 +7,10 @@ import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rnn_lm.errors import UserError
 from rnn_lm.fields import Value
-from rnn_lm.files import alone_in, read_json, write_json, write_text
+from rnn_lm.files import Json, alone_in, read_json, write_json, write_text
 from rnn_lm.runs.folder import another_folder, beside, check_only, free_folder, read_diverged, read_summary
 from rnn_lm.sweeps.members import Member, shown
 
@@ -33,12 +32,12 @@ def check_sweep_folder(workdir: Path, members: Sequence[Member]) -> None:
         check_only(workdir, {*names, RESULTS, TABLE, NGRAMS, PLOTS}, "this sweep")
 
 
-def write_results(workdir: Path, members: Sequence[Member], command: Sequence[str]) -> dict[str, Any]:
+def write_results(workdir: Path, members: Sequence[Member], command: Sequence[str]) -> Json:
     """Writes the members' results. Returns those of `results.json`. `command` trains the config without overrides."""
     workdir.mkdir(parents=True, exist_ok=True)
     with alone_in(workdir):
         rows = [row_of(member) for member in members]
-        result: dict[str, Any] = {"members": rows, "settings": settings_of(rows), "best": None}
+        result: Json = {"members": rows, "settings": settings_of(rows), "best": None}
         if finished := [row for row in rows if row["status"] == "finished"]:
             best = min(finished, key=lambda row: row["valid"]["nll"])
             flags = [f"--config.{field}={shown(value)}" for field, value in best["overrides"].items()]
@@ -50,31 +49,31 @@ def write_results(workdir: Path, members: Sequence[Member], command: Sequence[st
         return read_json(workdir / RESULTS)  # has None for numbers that are not finite
 
 
-def settings_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def settings_of(rows: Sequence[Json]) -> list[Json]:
     """The settings of the members, without seeds: means and standard errors over members that are done.
 
     They are sorted by the mean validation loss. Settings with diverged members come last.
     """
-    groups: dict[tuple, list[dict[str, Any]]] = {}
+    groups: dict[tuple, list[Json]] = {}
     for row in rows:
         setting = tuple((field, value) for field, value in row["overrides"].items() if field != "seed")
         groups.setdefault(setting, []).append(row)
-    settings: list[dict[str, Any]] = []
+    settings: list[Json] = []
     for setting, group in groups.items():
         counts = {status: [row["status"] for row in group].count(status) for status in ("finished", "diverged")}
         finished = [row for row in group if row["status"] == "finished"]
-        result: dict[str, Any] = {"overrides": dict(setting), "members": len(group), **counts}
+        result: Json = {"overrides": dict(setting), "members": len(group), **counts}
         for split in ("valid", "test"):
             result[split] = _over_seeds([row[split] for row in finished if row[split]])
         settings.append(result)
 
-    def rank(setting: dict[str, Any]) -> tuple:
+    def rank(setting: Json) -> tuple:
         return setting["valid"] is None, setting["diverged"] > 0, (setting["valid"] or {}).get("nll", 0)
 
     return sorted(settings, key=rank)
 
 
-def _over_seeds(figures: Sequence[dict[str, float | None]]) -> dict[str, Any] | None:
+def _over_seeds(figures: Sequence[dict[str, float | None]]) -> Json | None:
     """Means and standard errors. The perplexity is exp of the mean nll."""
     nlls = [math.inf if each["nll"] is None else each["nll"] for each in figures]
     bits = [math.inf if each["bits_per_char"] is None else each["bits_per_char"] for each in figures]
@@ -97,9 +96,9 @@ def _standard_error(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def row_of(member: Member) -> dict[str, Any]:
+def row_of(member: Member) -> Json:
     """The entry of a member in `results.json`."""
-    row: dict[str, Any] = {
+    row: Json = {
         "name": member.name,
         "workdir": str(member.workdir),
         "overrides": member.overrides,
@@ -130,7 +129,7 @@ def outcome_of(member: Member) -> str:
     return f"{member.name}: validation perplexity {row['valid']['perplexity']:.3f}"
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
+def _csv(rows: Sequence[Json]) -> str:
     """A line for each member, with a column for each overridden field."""
     fields = list(dict.fromkeys(field for row in rows for field in row["overrides"]))
     figures = [(split, name) for split in ("valid", "test") for name in FIGURES]

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,14 +16,14 @@ from rnn_lm.config import check_config, set_field, tokens_per_step
 from rnn_lm.data.corpus import Corpus, Split, load_corpus
 from rnn_lm.errors import Diverged
 from rnn_lm.fields import FIELDS
-from rnn_lm.files import read_json, write_json
+from rnn_lm.files import Json, read_json, write_json
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.inference.reading import MAX_LOGITS
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.ngram import MAX_ORDER, NGramLM
 from rnn_lm.nn.models import LanguageModel
 from rnn_lm.nn.registry import OPTIONAL, cell_class, takes
-from rnn_lm.program import new_params, program_of
+from rnn_lm.program import new_model, program_of
 from rnn_lm.runs.folder import SUMMARY, check_only, read_diverged
 from rnn_lm.runs.load import load
 from rnn_lm.sweeps.members import Member, check_members
@@ -38,7 +38,7 @@ MAX_CONTEXT = 128  # tokens, the longest context in `use_of_context`
 WINDOWS, MAX_SCORES = 2**14, 2**30  # at most, in `use_of_context`; MAX_SCORES are logits
 
 
-def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], Any] = lambda what: None) -> dict[str, Any]:
+def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], object] = lambda what: None) -> Json:
     """Trains all models and scores them on the test text, or on the validation text if there is no test text.
 
     Each network is trained in its own folder; an interrupted comparison resumes. `on_progress` gets the name of each
@@ -106,7 +106,7 @@ def networks_of(config: ConfigDict) -> list[str]:
 def config_of(config: ConfigDict, name: str) -> ConfigDict:
     """The config of one network: the same data, budget, optimizer and number of units, another kind or cell."""
     if name != "mlp":
-        changes: dict[str, Any] = {"model.kind": "rnn", "model.cell": name}
+        changes: Json = {"model.kind": "rnn", "model.cell": name}
         dropped = [f"model.{option}" for option in OPTIONAL if not takes(cell_class(name), option)]
     else:
         changes = {"model.kind": "mlp", "model.embed_dim": config.model.embed_dim or EMBED_DIM}
@@ -118,14 +118,12 @@ def config_of(config: ConfigDict, name: str) -> ConfigDict:
     return config
 
 
-def score_ngrams(
-    corpus: Corpus, split: Split, on_progress: Callable[[str], Any]
-) -> tuple[list[dict[str, Any]], NGramLM]:
+def score_ngrams(corpus: Corpus, split: Split, on_progress: Callable[[str], object]) -> tuple[list[Json], NGramLM]:
     """Scores n-gram models of order 1 to 10 on a split. Returns their rows, and the model that `fit_ngram` chooses."""
     ids, size = corpus.train.ids[:MAX_NGRAM_TOKENS], len(corpus.vocabulary)
     top = min(MAX_ORDER, len(ids))
     models = NGramLM.fit_orders(ids, order=top, vocab_size=size)
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     seconds = 0.0  # each order includes the orders below
     for order in range(1, top + 1):
         on_progress(f"counting n-grams of order {order}")
@@ -151,9 +149,7 @@ def score_ngrams(
     return rows, kept
 
 
-def _without_network(
-    baselines: dict[str, Any], ngrams: list[dict[str, Any]], corpus: Corpus
-) -> Iterator[dict[str, Any]]:
+def _without_network(baselines: Json, ngrams: list[Json], corpus: Corpus) -> Iterator[Json]:
     """The rows of uniform, unigram and the n-gram model with the lowest validation loss."""
     size = len(corpus.vocabulary)
     yield {"name": "uniform", "context": 0, "num_params": 0} | baselines["uniform"]
@@ -161,7 +157,7 @@ def _without_network(
     yield {"name": "ngram"} | min(ngrams, key=lambda row: row["valid_nll"])
 
 
-def _network_row(name: str, config: ConfigDict, summary: dict[str, Any], part: str) -> dict[str, Any]:
+def _network_row(name: str, config: ConfigDict, summary: Json, part: str) -> Json:
     speed, tokens = summary["tokens_per_second"], summary["tokens"]
     return {
         "name": name,
@@ -179,12 +175,8 @@ def num_params_by_order(configs: dict[str, ConfigDict], vocab_size: int) -> dict
     orders = range(1, MAX_ORDER + 1)
 
     def num_params(config: ConfigDict, context: int) -> int:
-        config = config.copy_and_resolve_references()
-        config.model.context = context
         program, numbers = program_of(config, vocab_size)
-        return sum(
-            leaf.size for leaf in jax.tree.leaves(jax.eval_shape(partial(new_params, program), numbers.arrays()))
-        )
+        return nnx.eval_shape(partial(new_model, replace(program, model_context=context), numbers)).num_params
 
     counts: dict[str, Sequence[int | None]] = {"order": [*orders], "possible": [vocab_size**n for n in orders]}
     for name, config in configs.items():

@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -20,6 +19,7 @@ from ml_collections import ConfigDict
 from rnn_lm.config import tokens_per_step
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import Diverged
+from rnn_lm.files import Json
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn.registry import cell_class
 from rnn_lm.program import batches_of, cohort_of, program_of
@@ -82,12 +82,12 @@ def plan(members: Sequence[Member], num_devices: int) -> list[list[Member]]:
 
 def sweep(
     config: ConfigDict,
-    overrides: Sequence[dict[str, Any]],
+    overrides: Sequence[Json],
     workdir: str | Path,
     *,
     shard: tuple[int, int] = (0, 1),
     command: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Json:
     """Trains `config` with each of `overrides`, each in its own folder, or resumes an earlier call.
 
     Shard (i, n) trains members number i, i + n, i + 2n, …; several processes may fill one folder. `command` trains
@@ -127,7 +127,7 @@ def train_members(
     counts: Path,
     *,
     stop: Callable[[], bool],
-    on_end: Callable[[], Any] = lambda: None,
+    on_end: Callable[[], object] = lambda: None,
     devices: Sequence[jax.Device] | None = None,
 ) -> None:
     """Trains the members that have not ended, each in its folder, until all end or `stop()` is true, and saves.

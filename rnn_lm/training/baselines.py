@@ -14,7 +14,7 @@ import numpy as np
 
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import Unreadable
-from rnn_lm.files import alone_in, write_bytes
+from rnn_lm.files import Json, alone_in, write_bytes
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.ngram import NGramLM, unigram_nll
 
@@ -56,7 +56,7 @@ class Baselines:
         return self._ngram.done()
 
     @cached_property
-    def scores(self) -> dict[str, Any]:
+    def scores(self) -> Json:
         """The figures of each baseline on the test text, or on the validation text if there is no test text."""
         ngram, corpus, size = self._ngram.result(), self._corpus, len(self._corpus.vocabulary)
         assert ngram is not None  # counting was not stopped
@@ -66,7 +66,7 @@ class Baselines:
             "unigram": unigram_nll(corpus.train.ids, split.ids, size),
             "ngram": ngram.nll(split.ids),
         }
-        scores: dict[str, Any] = {name: figures(nll, split.tokens_per_character) for name, nll in nlls.items()}
+        scores: Json = {name: figures(nll, split.tokens_per_character) for name, nll in nlls.items()}
         scores["ngram"] = {"order": ngram.order, "num_counts": ngram.num_counts} | scores["ngram"]
         return scores
 

@@ -5,14 +5,13 @@ import platform
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import rnn_lm
 from rnn_lm.config import tokens_per_step
 from rnn_lm.data.corpus import Split
-from rnn_lm.files import write_json
+from rnn_lm.files import Json, write_json
 from rnn_lm.inference.evaluate import Evaluation, evaluate_members, figures, runs_away
 from rnn_lm.nn import native
 from rnn_lm.plots import can_draw
@@ -42,7 +41,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
         if split.tokens
     }
     for i, (run, (model, best_step, steps)) in enumerate(zip(runs, loaded, strict=True)):
-        summary: dict[str, Any] = {
+        summary: Json = {
             "steps": steps,
             "best_step": best_step,
             "tokens": steps * tokens_per_step(run.config),
@@ -76,7 +75,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
         write_json(run.workdir / SUMMARY, summary)
 
 
-def _scored(split: Split, carried: Evaluation, reset: Evaluation) -> dict[str, Any]:
+def _scored(split: Split, carried: Evaluation, reset: Evaluation) -> Json:
     return figures(carried.nll, split.tokens_per_character) | {
         "tokens": carried.tokens,
         "unknown": split.unknown,
@@ -85,7 +84,7 @@ def _scored(split: Split, carried: Evaluation, reset: Evaluation) -> dict[str, A
     }
 
 
-def _draw(workdir: Path, lines: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+def _draw(workdir: Path, lines: list[Json], summary: Json) -> None:
     if not can_draw():
         return
     from rnn_lm.plots.curves import learning_curve

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,10 @@ from rnn_lm.inference.evaluate import evaluate_members
 from rnn_lm.inference.generate import generate_members
 from rnn_lm.keys import named_key
 from rnn_lm.members import Members
-from rnn_lm.program import model_of
+from rnn_lm.program import Numbers, model_of
 from rnn_lm.training.progress import Display
 from rnn_lm.training.run import Run
-from rnn_lm.training.step import Means, train_steps
+from rnn_lm.training.step import Means, Report, train_steps
 
 DISPATCH_SECONDS = 0.5  # long enough to hide the cost of Python, short enough to stop and to show progress
 EVAL_STREAMS = 32  # parallel streams of an evaluation during training
@@ -73,7 +72,7 @@ class Trainer:
         """
         config, step, size = self.config, self.first_step, 1
         self.display = display
-        previous: tuple[int, int, Any, float] | None = None
+        previous: tuple[int, int, Report, float] | None = None
         with closing(display):
             while step < config.steps and any(run.going for run in self.runs):
                 start, step = step, min(step + size, *self._events_after(step), config.steps)
@@ -98,7 +97,7 @@ class Trainer:
                     if stopping:
                         return
 
-    def dispatch(self, until: int) -> Any:
+    def dispatch(self, until: int) -> Report:
         """Starts the steps up to number `until` on the device. Returns their report without waiting for it."""
         step, numbers = jax.device_put((np.int32(until), self._numbers()))
         self.state, report = train_steps(self.state, step, self._batches, numbers, **self._static)
@@ -112,7 +111,7 @@ class Trainer:
         """Finishes pending writes and closes the files of the runs."""
         self._opened.close()
 
-    def _numbers(self) -> Any:
+    def _numbers(self) -> Numbers:
         """The current numbers of all runs, on the host."""
         numbers = [run.numbers for run in self.runs]
         return numbers[0] if len(numbers) == 1 else jax.tree.map(lambda *values: np.stack(values), *numbers)
@@ -142,7 +141,7 @@ class Trainer:
         intervals = (self.config.log_every, self.config.eval_every, self.config.save_every)
         return [(step // every + 1) * every for every in intervals if every > 0]
 
-    def _handle(self, start: int, step: int, report: Any, launched: float, size: int) -> int:
+    def _handle(self, start: int, step: int, report: Report, launched: float, size: int) -> int:
         """Waits for a dispatch and logs it. Returns the number of steps for the next one."""
         report = jax.device_get(report)
         seconds = time.perf_counter() - launched

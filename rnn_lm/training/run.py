@@ -1,11 +1,9 @@
 """A run during training: its config, record and checkpoints. The loop has its arrays."""
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,13 +12,13 @@ from ml_collections import ConfigDict
 from rnn_lm.config import tokens_per_step
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import UserError
-from rnn_lm.files import write_json
+from rnn_lm.files import Json, write_json
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.program import Numbers, program_of
 from rnn_lm.runs.checkpoints import Checkpoints, fill_tree
 from rnn_lm.runs.folder import CHECKPOINTS, DIVERGED, has_ended, write_identity
 from rnn_lm.runs.record import Record
-from rnn_lm.training.step import TrainState, new_state
+from rnn_lm.training.step import Report, TrainState, new_state
 
 
 @dataclass
@@ -94,7 +92,7 @@ class Run:
             self._record.close()
             self._checkpoints.close()
 
-    def log_train(self, report: Mapping[str, Any], tokens_per_second: float | None) -> dict[str, Any]:
+    def log_train(self, report: Report, tokens_per_second: float | None) -> Json:
         """Logs the means since the last train line. Returns the new line."""
         line = self._line(int(report["step"]), "train")
         means = {name: float(value) for name, value in report["means"].values.items()}
@@ -106,7 +104,7 @@ class Run:
         self._record.write(line)
         return line
 
-    def log_valid(self, step: int, nll: float) -> dict[str, Any]:
+    def log_valid(self, step: int, nll: float) -> Json:
         """Logs an evaluation. Returns the line."""
         line = self._line(step, "valid") | figures(nll, self.corpus.valid.tokens_per_character)
         self._record.write(line)
@@ -133,5 +131,5 @@ class Run:
         self.diverged = f"{what} is not finite at step {step}; {kept}"
         write_json(self.workdir / DIVERGED, {"step": step, "what": what})
 
-    def _line(self, step: int, split: str) -> dict[str, Any]:
+    def _line(self, step: int, split: str) -> Json:
         return {"step": step, "tokens": step * tokens_per_step(self.config), "split": split}

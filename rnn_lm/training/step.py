@@ -1,4 +1,4 @@
-"""The compiled part of training: the chapter's step, and many of them in one dispatch.
+"""The compiled part of training: the chapter's step, many times in one dispatch.
 
 `tests/test_idea.py` is the same in twenty-five lines, without what the log, resuming and sweeps need.
 """
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rnn_lm.data.batches import Batches
 from rnn_lm.keys import named_key
-from rnn_lm.members import Members
+from rnn_lm.members import ONE, Members
 from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
 from rnn_lm.program import Numbers, Program, model_of, new_model
@@ -50,7 +50,7 @@ Report: TypeAlias = Mapping[str, Any]  # what the log needs: step, means, finite
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a step changes. Saved and restored, training goes on with the same bits."""
+    """All that a step changes. Training resumes from it with the same bits."""
 
     params: nnx.State
     opt_state: optax.OptState
@@ -62,7 +62,7 @@ class TrainState:
 
 @partial(jax.jit, static_argnames="program")
 def new_state(program: Program, numbers: Numbers) -> TrainState:
-    """What a run starts from."""
+    """The state before the first step."""
     model = new_model(program, numbers)
     params = nnx.state(model, nnx.Param)
     opt_state = make_optimizer(program.optimizer_name, numbers, jnp.float32(0)).init(params)
@@ -78,11 +78,11 @@ def train_steps(
     numbers: Numbers,
     *,
     program: Program,
-    members: Members = Members(1),  # noqa: B008 — a frozen value
+    members: Members = ONE,
 ) -> tuple[TrainState, Report]:
-    """Takes steps until number `until`, or until a loss is not finite. Also returns a copy of what the log needs.
+    """Takes steps until number `until`, or until a loss is not finite. Also returns a report for the log.
 
-    Several members, each with its state and numbers, stop each for itself; one that is at `until` already does nothing.
+    Several members, each with its own state and numbers, stop independently.
     """
 
     def train(state: TrainState, numbers: Numbers) -> tuple[TrainState, Report]:
@@ -96,10 +96,10 @@ def train_steps(
 
 
 def one_step(batches: Batches, numbers: Numbers, program: Program, state: TrainState) -> TrainState:
-    """One update: through a window of the text, back through time, and down the gradient."""
+    """One update: forward through a window of text, back through time, one step of the optimizer."""
     with jax.named_scope("batch"):
         inputs, labels, restart = batches(state.step)
-    # Where segments meet: the state goes on (or starts anew with the epoch), the gradient stops.
+    # Where segments meet: the state is carried on (or reset with the epoch), the gradient stops.
     initial = model_of(program, state.params).initialize_carry(batches.batch_size)
     carry = jax.tree.map(lambda new, h: jax.lax.stop_gradient(jnp.where(restart, new, h)), initial, state.carry)
 
@@ -129,7 +129,7 @@ def one_step(batches: Batches, numbers: Numbers, program: Program, state: TrainS
 
 
 def options_of(program: Program, numbers: Numbers, step: Int[Array, ""]) -> dict[str, Any]:
-    """What `hidden` is told beside carry and tokens. Step number s draws with `fold_in(key, s)`."""
+    """The optional arguments of `hidden`. Step number s draws with `fold_in(key, s)`."""
     options: dict[str, Any] = {}
     if program.dropout:
         options["key"] = jax.random.fold_in(named_key(numbers.seed, "dropout"), step)
@@ -141,7 +141,7 @@ def options_of(program: Program, numbers: Numbers, step: Int[Array, ""]) -> dict
     return options
 
 
-# What the config's truncation.kind is inside a window. Those of tbptt overlap instead.
+# The config's truncation.kind inside a window. The windows of tbptt overlap instead.
 TRUNCATIONS: dict[str, Callable[[Program, Numbers, Int[Array, ""]], Truncation | None]] = {
     "none": lambda program, numbers, step: None,
     "segment": lambda program, numbers, step: SegmentTruncation(program.truncation_steps),

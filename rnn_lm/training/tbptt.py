@@ -19,7 +19,7 @@ def overlapping_loss(
 ) -> tuple[Float[Array, ""], Carry]:
     """The mean loss of the last `new` tokens of a window, and the state that the next window starts from.
 
-    No window before had those tokens. The next one starts `new` steps further on, where this one's state is kept.
+    Only the last `new` tokens are new to training. The next window starts `new` steps later.
     """
     carries, h = model.hidden(carry, inputs, return_carries=True, **options)
     return model.mean_nll(h[-new:], labels[-new:]), jax.tree.map(lambda c: c[new - 1], carries)

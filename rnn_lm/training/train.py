@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 from rnn_lm.config import check_config
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.errors import Diverged, UserError
-from rnn_lm.files import read_json
+from rnn_lm.files import Json, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn import native
 from rnn_lm.program import batches_of
@@ -26,7 +25,7 @@ from rnn_lm.training.progress import ProgressDisplay
 from rnn_lm.training.run import Run
 
 
-def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") -> Json:
     """Trains the model of `config` in the folder `workdir`, or resumes an earlier call.
 
     If `profile` names a folder, a few extra steps are traced first and the trace is written to it.

@@ -12,7 +12,6 @@ from rnn_lm.nn.arrays import Carry, Tree, alike, is_sharded, rows, shifted
 from rnn_lm.nn.cell import Cell, overrides
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.cpu.choice import machine_code
-from rnn_lm.nn.cpu.library import is_wanted
 
 # `enum Cell` of the source.
 NUMBERS = {"tanh": 0, "relu": 1, "identity": 2, GRUCell: 3, LSTMCell: 4}
@@ -29,7 +28,7 @@ def is_for(cell: Cell, arguments: tuple[Tree, Array, Carry, Array]) -> bool:
     dtypes = {jnp.dtype(cell.dtype or projected.dtype), *(a.dtype for a in arrays)}
     sequences = projected.ndim == 3 and projected.shape[0] > 1  # one step is not worth the packing of w_hh
     whole = not any(map(is_sharded, arrays))
-    return plain and dtypes == {jnp.dtype(jnp.float32)} and sequences and whole and is_wanted()
+    return plain and dtypes == {jnp.dtype(jnp.float32)} and sequences and whole
 
 
 def _kind(cell: Cell) -> Any:
