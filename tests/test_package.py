@@ -31,7 +31,7 @@ ARROWS = {
 }
 # Inside these a module knows only those that stand before it.
 INSIDE = {
-    "nn": ["initializers", "truncation", "arrays", "activations", "controls", "cell", "registry", "cells", "stack",
+    "nn": ["initializers", "arrays", "truncation", "activations", "controls", "cell", "registry", "cells", "stack",
            "checks", "scan", "cpu", "native", "fused", "window", "recurrence", "output", "models"],
     "runs": ["folder", "checkpoints", "record", "load"],
     "training": ["tbptt", "optimizers", "step", "run", "memory", "progress", "baselines", "loop", "profile", "finish",
