@@ -87,13 +87,13 @@ FIELDS = {
     "model.initial_radius": number(1.0, "initial spectral radius of W_hh (random orthogonal, per gate); rnn only"),
     "truncation.kind": program(
         "none",
-        "where the gradient stops within a sequence. segment: every truncation.steps steps; window: each loss looks "
-        "back truncation.steps steps; randomized: at random, unbiased; tbptt: an update every truncation.update_every "
-        "tokens, looking back segment_length steps",
+        "where the gradient stops within a segment. segment: every truncation.steps time steps; window: each loss goes "
+        "back truncation.steps time steps; randomized: at random, unbiased; tbptt: an update every "
+        "truncation.update_every tokens, going back truncation.steps = segment_length time steps",
         names=("none", "segment", "window", "randomized", "tbptt"),
     ),
     "truncation.steps": program(
-        0, "maximum number of steps the gradient goes back, for segment, window and tbptt; segment_length or more: all"
+        0, "time steps that the gradient goes back, for segment, window and tbptt; segment_length or more: all"
     ),
     "truncation.update_every": program(0, "tokens between updates, at most truncation.steps; for tbptt"),
     "truncation.keep_probability": number(
