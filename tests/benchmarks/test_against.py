@@ -124,10 +124,10 @@ def test_equal_trees_and_others(tmp_path):
     assert [check["says"] for check in results["bits"]] == ["same bits"]
     assert "1 of 1 runs with the same bits" in printed and str(results["machine"]["cores"]) in printed
 
-    config = tree / "rnn_lm" / "training" / "config.py"
-    before = '"model.initial_radius": Field(\n        1.0,'
-    assert before in config.read_text()
-    config.write_text(config.read_text().replace(before, before.replace("1.0", "0.9")))
+    fields = tree / "rnn_lm" / "fields.py"
+    before = '"model.initial_radius": number(\n        1.0,'
+    assert before in fields.read_text()
+    fields.write_text(fields.read_text().replace(before, before.replace("1.0", "0.9")))
     results, printed = run("--only=bits gru")
     [check] = results["bits"]
     assert check["same"] is False and check["says"].startswith("other bits: nll ") and not results["rows"]
