@@ -125,7 +125,7 @@ def test_equal_trees_and_others(tmp_path):
     assert "1 of 1 runs with the same bits" in printed and str(results["machine"]["cores"]) in printed
 
     fields = tree / "rnn_lm" / "fields.py"
-    before = '"model.initial_radius": number(\n        1.0,'
+    before = '"model.initial_radius": number(1.0,'
     assert before in fields.read_text()
     fields.write_text(fields.read_text().replace(before, before.replace("1.0", "0.9")))
     results, printed = run("--only=bits gru")
