@@ -98,7 +98,7 @@ def test_a_sweep_may_be_in_the_folder_that_one_is_in(swept, flags, cli, tmp_path
 
 @pytest.mark.slow
 def test_killed_on_two_cores_and_started_again_it_has_the_bits_of_one(swept, flags, tmp_path):
-    """In a process of its own, where each core is a device; killed once a member is over."""
+    """In a process of its own, where each core is a device; killed once a member has a checkpoint."""
     workdir = tmp_path / "killed"
     command = [sys.executable, "run.py", *flags[:2], f"--workdir={workdir}"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -108,7 +108,7 @@ def test_killed_on_two_cores_and_started_again_it_has_the_bits_of_one(swept, fla
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "0/" in done.stderr
+    assert done.returncode == 0 and "0 of " in done.stderr
     for row in json.loads((workdir / "results.json").read_text())["members"]:
         if row["status"] == "finished":
             assert_same_run(workdir / row["name"], swept[0] / row["name"])
