@@ -29,4 +29,4 @@ def masked_mean(nats: Float[Array, "*batch"], mask: Bool[Array, "*batch"] | None
     """The mean where the mask is True (None: everywhere); 0 if it is nowhere."""
     if mask is None:
         return nats.mean()
-    return jnp.sum(nats, where=mask) / jnp.maximum(mask.sum(), 1)
+    return jnp.sum(nats, where=mask) / jnp.maximum(mask.sum(), 1).astype(nats.dtype)

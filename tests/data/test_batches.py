@@ -110,3 +110,10 @@ def test_too_short_a_text_is_refused(size):
 def test_an_unknown_partition_is_refused():
     with pytest.raises(ValueError, match="unknown partition 'serial'; did you mean 'sequential'"):
         make(np.arange(99), 2, 3, "serial")
+
+
+def test_every_offset_of_a_segment_occurs():
+    batches = make(np.arange(30), 1, 4)
+    starts = jnp.arange(60) * batches.steps_per_epoch  # the first step of each epoch
+    inputs, _, _ = minibatches(batches, starts)
+    assert set(np.asarray(inputs[:, 0, 0]).tolist()) == set(range(4))

@@ -87,3 +87,7 @@ def test_unknown_kinds_are_refused():
         tokenize("text", "chars", "none")
     with pytest.raises(UserError, match="unknown corpus.normalize"):
         tokenize("text", "char", "lower")
+
+
+def test_tokens_of_one_frequency_are_in_their_own_order():
+    assert make("cabac").tokens == [UNKNOWN, "a", "c", "b"]

@@ -158,3 +158,10 @@ def test_an_mlp_has_the_options_of_the_other_models():
 def test_a_tied_embedding_starts_so_that_logits_are_of_the_order_of_1(tie, spread):
     model = RNNLM(500, 64, embed_dim=64, tie=tie, rngs=nnx.Rngs(0))
     assert float(model.embedding[...].std()) == pytest.approx(spread, rel=0.02)
+
+
+def test_what_dropout_keeps_is_divided_by_the_probability_of_keeping_it():
+    kept = np.asarray(dropped(jnp.ones(4000), 0.25, jax.random.key(0)))
+    assert set(kept.tolist()) == {0.0, float(np.float32(1 / 0.75))}
+    assert (kept == 0).mean() == pytest.approx(0.25, abs=0.03)
+    assert not np.asarray(dropped(jnp.ones(9), 1.0, jax.random.key(0))).any()

@@ -130,6 +130,17 @@ def test_it_stops_at_the_step_whose_loss_is_not_finite():
     assert int(training.run(20)["step"]) == 3
 
 
+def test_it_stops_at_a_gradient_that_is_not_finite_though_the_loss_is():
+    training = Training(model={"activation": "identity"})
+    cell = training.state.params.cell
+    for parameter in (cell.w_xh, cell.b_h):
+        parameter[...] = jnp.zeros_like(parameter[...])  # so the state stays 0, whatever it is multiplied by
+    cell.w_hh[...] = jnp.full((H, H), 1e30)
+    report = training.run(5)
+    assert int(report["step"]) == 1 and not report["finite"]
+    assert np.isfinite(report["means"].values["nll"]) and not np.isfinite(report["means"].values["grad_norm"])
+
+
 def test_one_batch_can_be_memorised():
     optimizer = {"name": "adam", "learning_rate": 0.01}
     training = Training(IDS[: B * T + T + 1], model={"num_hiddens": 32}, optimizer=optimizer)

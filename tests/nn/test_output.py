@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnn_lm.nn.output import cross_entropy
+from rnn_lm.nn.output import cross_entropy, masked_mean
 from tests.reference import nats
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -25,3 +25,10 @@ def test_the_three_cases_of_perplexity():
 
 def test_huge_logits_do_not_overflow():
     np.testing.assert_allclose(cross_entropy(jnp.array([[1e4, 0.0]]), jnp.array([1])), [1e4])
+
+
+def test_a_masked_mean_is_over_the_masked_entries_and_0_if_there_are_none():
+    values, mask = jnp.float32([[1, 2], [3, 10]]), jnp.array([[True, False], [True, False]])
+    assert masked_mean(values, mask) == 2.0
+    assert masked_mean(values, None) == 4.0
+    assert masked_mean(values, jnp.zeros((2, 2), bool)) == 0.0
