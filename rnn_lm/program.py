@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from flax import nnx
@@ -19,6 +19,8 @@ from rnn_lm.nn.registry import cell_class
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+Scalar: TypeAlias = float | Float[Array, "*M"]
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,18 @@ class Numbers(NamedTuple):
     """
 
     seed: int | Int[Array, "*M"]
-    steps: float | Float[Array, "*M"]
-    initial_radius: float | Float[Array, "*M"]
-    dropout: float | Float[Array, "*M"]
-    keep_probability: float | Float[Array, "*M"]
-    learning_rate: float | Float[Array, "*M"]
-    momentum: float | Float[Array, "*M"]
-    warmup_steps: float | Float[Array, "*M"]
-    decay_factor: float | Float[Array, "*M"]
-    decay_every: float | Float[Array, "*M"]
-    weight_decay: float | Float[Array, "*M"]
-    clip_norm: float | Float[Array, "*M"]
-    plateau_factor: float | Float[Array, "*M"] = 1.0
+    steps: Scalar
+    initial_radius: Scalar
+    dropout: Scalar
+    keep_probability: Scalar
+    learning_rate: Scalar
+    momentum: Scalar
+    warmup_steps: Scalar
+    decay_factor: Scalar
+    decay_every: Scalar
+    weight_decay: Scalar
+    clip_norm: Scalar
+    plateau_factor: Scalar = 1.0
 
     def arrays(self) -> "Numbers":
         """As 32-bit NumPy scalars, the types that compiled functions take."""
@@ -77,20 +79,21 @@ class Numbers(NamedTuple):
 
 def program_of(config: "ConfigDict", vocab_size: int) -> tuple[Program, Numbers]:
     """The program that training compiles for a config, and the numbers that it passes to it."""
-    values: dict[str, dict[str, Any]] = {"program": {}, "number": {}, "host": {}, "data": {}}
-    for name, field in FIELDS.items():
-        values[field.place][name] = get_field(config, name)
-    shapes = {name.replace(".", "_"): value for name, value in values["program"].items()}
-    numbers = {name.rpartition(".")[2]: value for name, value in values["number"].items()}
+    shapes = {name.replace(".", "_"): value for name, value in _at(config, "program").items()}
+    numbers = {name.rpartition(".")[2]: value for name, value in _at(config, "number").items()}
     cell = cell_class(shapes["model_cell"]) if shapes["model_kind"] == "rnn" else None
     program = Program(**shapes, vocab_size=vocab_size, cell=cell, dropout=numbers["dropout"] > 0)
-    return program, Numbers(**numbers, steps=values["host"]["steps"])
+    return program, Numbers(**numbers, steps=config["steps"])
 
 
 def cohort_of(config: "ConfigDict") -> tuple[Value, ...]:
     """Runs with equal cohorts can be trained at once: they differ in numbers only."""
-    others = (get_field(config, name) for name, field in FIELDS.items() if field.place != "number")
-    return *others, bool(get_field(config, "model.dropout"))
+    return *_at(config, "program", "host", "data").values(), bool(get_field(config, "model.dropout"))
+
+
+def _at(config: "ConfigDict", *places: str) -> dict[str, Any]:
+    """The fields in these places, by name."""
+    return {name: get_field(config, name) for name, field in FIELDS.items() if field.place in places}
 
 
 def batches_of(program: Program, corpus: Corpus) -> Batches:

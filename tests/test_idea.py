@@ -1,5 +1,7 @@
 """The whole idea of the package, without the package; and that the real training step computes the same."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,14 @@ def train_step(optimizer, params, opt_state, h, inputs, labels):
 
 
 # [the idea]
+
+
+def test_the_page_on_architecture_shows_this_code():
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    idea = [line for line in Path(__file__).read_text(encoding="utf-8").split("# [the idea]\n")[1].splitlines() if line]
+    assert [line for line in code.splitlines() if line] == [line for line in idea if '"""' not in line]
+
 
 V, B, T, STEPS = 11, 3, 6, 20
 OPTIMIZERS = {

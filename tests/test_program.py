@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rnn_lm.nn import native
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.truncation import SegmentTruncation
 from tests.nn.test_own_cells import Gated, make
 from tests.nn.test_recurrence import LENGTHS, RESETS, B, D, H, T, loss_of, make_carry, make_cell, make_inputs
-
-needs_compiler = pytest.mark.skipif(not native.is_available(), reason="no C++ compiler here, or RNN_LM_NATIVE=0")
+from tests.test_platforms import needs_compiler
 
 
 def scans(jaxpr):

@@ -66,7 +66,7 @@ def generate_members(
     tokens = []
     for start in range(0, length, steps):
         state, drawn = draw(weights, sample_keys, state, temperature, start)
-        tokens.append(members.unstack(drawn))
+        tokens.append(members.unstack(np.asarray(drawn)))
     return [np.concatenate(parts)[:length].T for parts in zip(*tokens, strict=True)]
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rnn_lm.inference.dynamic import STEPS, Learned
-from rnn_lm.members import Members
+from rnn_lm.members import ONE, Members
 from rnn_lm.nn.arrays import Carry, Tree
 from rnn_lm.nn.models import LanguageModel
 
@@ -22,7 +22,7 @@ MAX_UPDATES = 256  # per call; progress is shown between calls
 class Window(NamedTuple):
     """The result of reading a window."""
 
-    carry: Carry  # after it
+    carry: Carry | None  # after it; None once the result is on the host
     nats: Float[Array | np.ndarray, "T B"]  # of each valid token, 0 elsewhere
     max_abs: Mapping[str, Float[Array, ""] | float]  # the largest |h| and |c|
 
@@ -54,7 +54,7 @@ def read(
     for part, chunk in _chunks(steps, inputs, labels, valid):
         window = _read_window(graphdefs[0], members, weights, carries, *chunk)
         carries = window.carry
-        yield part, [_on_host(each, inputs[part]) for each in members.unstack(window)]
+        yield part, _on_host(members, window, inputs[part])
 
 
 def read_and_learn(
@@ -72,12 +72,13 @@ def read_and_learn(
     for part, chunk in _chunks(STEPS * updates, inputs, labels, valid):
         learned, window = _learn_window(graphdef, rest, learned, carry, *chunk)
         carry = window.carry
-        yield part, [_on_host(window, inputs[part])]
+        yield part, _on_host(ONE, window, inputs[part])
 
 
-def _on_host(window: Window, inputs: Int[np.ndarray, "t B"]) -> Window:
-    """Removes padding, and converts the nats to float64 for exact sums."""
-    return window._replace(nats=np.asarray(window.nats, np.float64)[: len(inputs)])
+def _on_host(members: Members, window: Window, inputs: Int[np.ndarray, "t B"]) -> list[Window]:
+    """Each member's result as NumPy arrays: without carry and padding, and with nats in float64, for exact sums."""
+    results = members.unstack(jax.device_get(window._replace(carry=None)))
+    return [each._replace(nats=np.asarray(each.nats, np.float64)[: len(inputs)]) for each in results]
 
 
 def _chunks(steps: int, *arrays: np.ndarray) -> Iterator[tuple[slice, list[np.ndarray]]]:

@@ -78,8 +78,8 @@ class Cell(nnx.RNNCellBase):
 
     num_gates: ClassVar[int]
     # With layer normalisation, the learned scales of both products, [G·H].
-    scale_x: OptionalParam = None
-    scale_h: OptionalParam = None
+    scale_x: nnx.Param[Array] | None = None
+    scale_h: nnx.Param[Array] | None = None
 
     def __init__(
         self,
@@ -157,10 +157,7 @@ class Cell(nnx.RNNCellBase):
         return carry, self.output(carry)
 
     def initialize_carry(
-        self,
-        input_shape: tuple[int, ...],
-        rngs: Draws = None,
-        carry_init: Initializer | None = None,
+        self, input_shape: tuple[int, ...], rngs: Draws = None, carry_init: Initializer | None = None
     ) -> Carry:
         """The state before the first step, `[..., H]` for inputs `[..., D]`: zeros, or drawn by `carry_init`."""
         shape = (*input_shape[:-1], self.hidden_features)

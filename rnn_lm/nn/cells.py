@@ -166,10 +166,7 @@ class LSTMCell(Cell):
         return carry[1]
 
     def initialize_carry(
-        self,
-        input_shape: tuple[int, ...],
-        rngs: Draws = None,
-        carry_init: Initializer | None = None,
+        self, input_shape: tuple[int, ...], rngs: Draws = None, carry_init: Initializer | None = None
     ) -> LSTMState:
         """The state before the first step: zeros, or drawn by `carry_init`."""
         # Two arrays, not one twice: a buffer cannot be donated twice.

@@ -60,10 +60,7 @@ class Stack(nnx.RNNCellBase):
         return dropped(x, self.dropout, jax.random.fold_in(key, layer))
 
     def initialize_carry(
-        self,
-        input_shape: tuple[int, ...],
-        rngs: Draws = None,
-        carry_init: Initializer | None = None,
+        self, input_shape: tuple[int, ...], rngs: Draws = None, carry_init: Initializer | None = None
     ) -> tuple[Carry, ...]:
         """Each layer's state before the first step."""
         shapes = [input_shape] + [(*input_shape[:-1], cell.hidden_features) for cell in self.cells[:-1]]

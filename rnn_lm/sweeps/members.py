@@ -12,9 +12,9 @@ from rnn_lm.config import check_config, set_field
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Value, get_field, short_name
-from rnn_lm.files import Json
 from rnn_lm.program import batches_of, cohort_of, program_of
 from rnn_lm.runs.folder import CONFIG, another_folder, check_folder, has_ended, read_config
+from rnn_lm.sweeps.lists import Override
 from rnn_lm.training.memory import check_memory
 
 MAX_NAME = 150  # characters; file systems allow 255 bytes
@@ -35,7 +35,7 @@ class Member:
         return has_ended(self.workdir, self.config.steps)
 
 
-def members_of(config: ConfigDict, sweep: Iterable[Json], workdir: Path) -> list[Member]:
+def members_of(config: ConfigDict, sweep: Iterable[Override], workdir: Path) -> list[Member]:
     """The members of a sweep, each with `config`, its overrides and a folder in `workdir`.
 
     Raises:

@@ -24,6 +24,7 @@ from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn.registry import cell_class
 from rnn_lm.program import batches_of, cohort_of, program_of
 from rnn_lm.runs.folder import locked
+from rnn_lm.sweeps.lists import Override
 from rnn_lm.sweeps.members import Member, check_members, members_of
 from rnn_lm.sweeps.results import NGRAMS, RESULTS, check_sweep_folder, outcome_of, write_results
 from rnn_lm.training.baselines import Baselines
@@ -82,7 +83,7 @@ def plan(members: Sequence[Member], num_devices: int) -> list[list[Member]]:
 
 def sweep(
     config: ConfigDict,
-    overrides: Sequence[Json],
+    overrides: Sequence[Override],
     workdir: str | Path,
     *,
     shard: tuple[int, int] = (0, 1),
