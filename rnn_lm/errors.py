@@ -16,8 +16,15 @@ class NewerFormat(UserError):
     """A file written by a newer version: not damaged, so it must not be replaced."""
 
 
+class NotFinite(UserError):
+    """A model whose logits are not finite predicts nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("the model predicts nothing: its logits are not finite; it diverged in training")
+
+
 class Diverged(ArithmeticError):
-    """A loss or gradient of training is not finite; commands exit with 3."""
+    """A perplexity or a gradient of training is not finite; commands exit with 3."""
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:

@@ -1,4 +1,4 @@
-"""Atomic writes, JSON files with a format number, and a lock on a folder."""
+"""Paths, atomic writes, JSON files with a format number, and a lock on a folder."""
 
 import fcntl
 import json
@@ -46,6 +46,11 @@ def alone_in(folder: Path, give_up: Callable[[], bool] = lambda: False) -> Itera
         yield
     finally:
         os.close(handle)  # unlocks
+
+
+def path_of(path: str | Path) -> Path:
+    """The path that a user gave; `~` is the home folder."""
+    return Path(os.path.expanduser(path))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

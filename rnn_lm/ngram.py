@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from rnn_lm.errors import NewerFormat, Unreadable, UserError, unknown_name
-from rnn_lm.files import FORMAT, check_format, write_bytes
+from rnn_lm.files import FORMAT, check_format, path_of, write_bytes
 
 MAX_ORDER = 10
 ROOT = 0  # the node of the empty n-gram
@@ -127,7 +127,7 @@ class NGramLM:
             top = _level(keys, counts, num_contexts, **settings)
             yield cls([*lower, top], **settings)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes the counts to an .npz file."""
         arrays = {
             f"{name}_{k}": getattr(level, name) for k, level in enumerate(self.levels) for name in ("keys", "counts")
@@ -135,17 +135,22 @@ class NGramLM:
         names = ("order", "vocab_size", "smoothing", "alpha")
         buffer = io.BytesIO()
         np.savez_compressed(buffer, format=FORMAT, **{name: getattr(self, name) for name in names}, **arrays)
-        write_bytes(path, buffer.getvalue())
+        write_bytes(path_of(path), buffer.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> "NGramLM":
+    def load(cls, path: str | Path) -> "NGramLM":
         """Reads a file of `save`.
 
         Raises:
           Unreadable: if the file is missing or damaged; NewerFormat if a newer version wrote it.
         """
+        path = path_of(path)
         try:
-            with np.load(io.BytesIO(path.read_bytes())) as file:
+            content = path.read_bytes()
+        except OSError as error:
+            raise Unreadable(f"{path} cannot be read: {error.strerror}") from error
+        try:
+            with np.load(io.BytesIO(content)) as file:
                 check_format(path, file["format"].item() if "format" in file else 0)
                 settings: dict[str, Any] = {name: file[name].item() for name in ("vocab_size", "smoothing", "alpha")}
                 levels: list[Level] = []
@@ -157,7 +162,7 @@ class NGramLM:
         except NewerFormat:
             raise
         except Exception as error:  # zip, zlib and numpy have many
-            raise Unreadable(f"{path}: not an n-gram model ({error}); delete it to count it again") from error
+            raise Unreadable(f"{path} is damaged, or not an n-gram model: {error}") from error
         return cls(levels, **settings)
 
     def probs(self, ids: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:

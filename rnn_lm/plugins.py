@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 from rnn_lm.errors import UserError
+from rnn_lm.files import path_of
 
 IMPORTED: list[str] = []  # module names and absolute paths; saved with runs
 
 
 def import_module_or_file(name: str) -> None:
     """Imports a module by its dotted name or a Python file by its path, once; raises UserError if that fails."""
-    path = Path(name).expanduser()
+    path = path_of(name)
     is_file = path.suffix == ".py" or path.is_file()
     noted = str(path.resolve()) if is_file else name
     if noted in IMPORTED:

@@ -21,7 +21,8 @@ FILES = dict(re.findall(r"```python file=(\w+)\.py\n(.*?)```", PAGE, flags=re.DO
 T, B, D, H = 6, 3, 4, 5
 
 
-@pytest.fixture(params=FILES)
+# One of them is enough for a quick look.
+@pytest.fixture(params=[name if name == "mgu" else pytest.param(name, marks=pytest.mark.slow) for name in FILES])
 def cell(request, tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "IMPORTED", [])
     path = tmp_path / f"{request.param}.py"

@@ -1,13 +1,12 @@
 """Shared by `compress` and `decompress`: flags, checks of IN and OUT, progress."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BufferedIOBase
 from pathlib import Path
 
-from rnn_lm.commands.flags import FlagValues, define
+from rnn_lm.commands.flags import FlagValues, check_output, define
 from rnn_lm.commands.screen import progress_bar
 from rnn_lm.errors import UserError
 from rnn_lm.files import replacing, temporary_name
@@ -23,15 +22,10 @@ def check(source: Path, target: Path, *, force: bool) -> None:
     """Raises UserError if IN cannot be read, OUT cannot be written, or the range coder is not installed."""
     if not source.is_file():
         raise UserError(f"{source}: {'not a file' if source.exists() else 'no such file'}")
-    if target.exists() and not target.is_file():
-        raise UserError(f"{target} exists and is not a file; give another OUT")
     for taken in (target, temporary_name(target)):
         if taken.exists() and source.samefile(taken):
             raise UserError(f"{taken} is IN and would be overwritten; give another OUT")
-    if os.path.lexists(target) and not force:
-        raise UserError(f"{target} exists; --force replaces it")
-    if not target.parent.is_dir():
-        raise UserError(f"{target.parent}: no such folder")
+    check_output(target, force=force)
     if find_spec("constriction") is None:
         raise UserError("compression needs the package constriction: pip install 'rnn_lm[compression]'")
 

@@ -10,7 +10,7 @@ import math
 import sys
 from pathlib import Path
 
-from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags
+from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags, workdir_of
 from rnn_lm.commands.screen import listing, number
 from rnn_lm.files import Json
 from rnn_lm.plots import can_draw
@@ -25,7 +25,7 @@ def define_flags(flags: FlagValues) -> None:
 
 def run(flags: FlagValues) -> str:
     config = config_of(flags)
-    workdir = Path(flags.workdir or Path("runs") / f"{Path(flags.config).stem}-compare")
+    workdir = workdir_of(flags, Path("runs") / f"{Path(flags.config).stem}-compare")
 
     from rnn_lm.sweeps.rivals import RESULT, compare
 

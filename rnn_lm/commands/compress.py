@@ -6,11 +6,9 @@ perplexity promises; others cost more the rarer they are in IN, and if they are 
 Prints one JSON line: "input_bytes", "output_bytes", "bits_per_char" and "model_bits_per_char".
 """
 
-from pathlib import Path
-
 from rnn_lm.commands.archives import check, define_file_flags, opened
-from rnn_lm.commands.flags import FlagValues, define, define_dynamic_flag, define_mix_flag, required
-from rnn_lm.files import dumps
+from rnn_lm.commands.flags import FlagValues, define, define_dynamic_flag, define_mix_flag, workdir_of
+from rnn_lm.files import dumps, path_of
 
 ARGUMENTS = ("IN", "OUT")
 
@@ -22,16 +20,17 @@ def define_flags(flags: FlagValues) -> None:
     define(flags, "verify", True, "decode the archive and compare it with IN before it is kept; doubles the time")
 
 
-def run(flags: FlagValues, given: str, wanted: str) -> str:
-    workdir = Path(required(flags, "workdir", "runs/char"))
-    check(Path(given), Path(wanted), force=flags.force)
+def run(flags: FlagValues, *paths: str) -> str:
+    workdir = workdir_of(flags)
+    given, wanted = map(path_of, paths)
+    check(given, wanted, force=flags.force)
 
     from rnn_lm.compression.compress import compress
     from rnn_lm.runs.load import load
 
     model, vocabulary = load(workdir, mix=flags.mix)
-    total = Path(given).stat().st_size * (1 + flags.verify)
-    with opened(Path(given), Path(wanted), what="compressing", total=total) as (source, target, advance):
+    total = given.stat().st_size * (1 + flags.verify)
+    with opened(given, wanted, what="compressing", total=total) as (source, target, advance):
         options = {"mix": flags.mix, "dynamic": flags.dynamic, "verify": flags.verify}
         report = compress(model, vocabulary, source, target, on_progress=advance, **options)
     return dumps({"input_bytes": report.file_bytes, "output_bytes": report.archive_bytes} | report.figures())

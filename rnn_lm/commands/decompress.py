@@ -4,12 +4,10 @@ DIR must be the run that made the archive; --mix and --dynamic are read from the
 Prints one JSON line: "input_bytes", "output_bytes", "bits_per_char" and "model_bits_per_char".
 """
 
-from pathlib import Path
-
 from rnn_lm.commands.archives import check, define_file_flags, opened
-from rnn_lm.commands.flags import FlagValues, required
+from rnn_lm.commands.flags import FlagValues, workdir_of
 from rnn_lm.errors import UserError
-from rnn_lm.files import dumps
+from rnn_lm.files import dumps, path_of
 
 ARGUMENTS = ("IN", "OUT")
 
@@ -18,19 +16,20 @@ def define_flags(flags: FlagValues) -> None:
     define_file_flags(flags)
 
 
-def run(flags: FlagValues, given: str, wanted: str) -> str:
-    workdir = Path(required(flags, "workdir", "runs/char"))
-    check(Path(given), Path(wanted), force=flags.force)
+def run(flags: FlagValues, *paths: str) -> str:
+    workdir = workdir_of(flags)
+    given, wanted = map(path_of, paths)
+    check(given, wanted, force=flags.force)
 
     from rnn_lm.compression.archive import Header
     from rnn_lm.compression.compress import decompress
     from rnn_lm.runs.load import load
 
-    with Path(given).open("rb") as source:
-        header = _of_file(given, Header.read, source)
+    with given.open("rb") as source:
+        header = _of_file(str(given), Header.read, source)
     model, vocabulary = load(workdir, mix=header.mix)
-    with opened(Path(given), Path(wanted), what="decompressing", total=header.size) as (source, target, advance):
-        report = _of_file(given, decompress, model, vocabulary, source, target, on_progress=advance)
+    with opened(given, wanted, what="decompressing", total=header.size) as (source, target, advance):
+        report = _of_file(str(given), decompress, model, vocabulary, source, target, on_progress=advance)
     return dumps({"input_bytes": report.archive_bytes, "output_bytes": report.file_bytes} | report.figures())
 
 

@@ -5,12 +5,19 @@ nats per token, perplexity = exp(nll), bits_per_char is per character of text. "
 state reset every --reset_every tokens; --dynamic omits it.
 """
 
+import math
 from functools import partial
-from pathlib import Path
 
-from rnn_lm.commands.flags import FlagValues, define, define_dynamic_flag, define_mix_flag, define_text_flags, required
+from rnn_lm.commands.flags import (
+    FlagValues,
+    define,
+    define_dynamic_flag,
+    define_mix_flag,
+    define_text_flags,
+    workdir_of,
+)
 from rnn_lm.commands.screen import progress_bar
-from rnn_lm.errors import UserError
+from rnn_lm.errors import NotFinite, UserError
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -21,7 +28,7 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def run(flags: FlagValues) -> str:
-    workdir = Path(required(flags, "workdir", "runs/char"))
+    workdir = workdir_of(flags)
     if flags.reset_every < 1:
         raise UserError(f"--reset_every is {flags.reset_every}; it must be at least 1")
     if flags.dynamic and flags["reset_every"].present:
@@ -45,6 +52,8 @@ def run(flags: FlagValues) -> str:
         carried = evaluate(model, split.ids, dynamic=flags.dynamic, on_progress=on_progress)
         if not flags.dynamic:
             reset = evaluate(model, split.ids, reset_every=flags.reset_every, on_progress=on_progress)
+    if not math.isfinite((reset or carried).nll):
+        raise NotFinite()
     ratio = split.tokens_per_character
     if split.unknown > 0.5 * split.tokens:
         warn(f"{split.unknown / split.tokens:.0%} of the tokens are unknown to the vocabulary: the figures mean little")
@@ -69,6 +78,7 @@ def run(flags: FlagValues) -> str:
             "dynamic": flags.dynamic,
         }
         | figures(carried.nll, ratio)
+        | {"comparable": split.comparable}
         | ({"reset": {"every": flags.reset_every} | figures(reset.nll, ratio)} if reset else {})
         | {f"max_abs_{letter}": value for letter, value in carried.max_abs.items()}
     )

@@ -1,7 +1,9 @@
 """Flags, by absl: one `FlagValues` per verb, with our own `--help` and one-line errors."""
 
 import math
+import os
 import textwrap
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +12,7 @@ from absl import flags as absl_flags
 from rnn_lm.config import check_config, load_config, set_field
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Field
+from rnn_lm.files import path_of
 
 FlagValues = absl_flags.FlagValues
 
@@ -88,6 +91,23 @@ def required(flags: FlagValues, name: str, example: str) -> str:
     if not value:
         raise UserError(f"--{name} is missing; for example --{name}={example}")
     return value
+
+
+def workdir_of(flags: FlagValues, default: Path | None = None) -> Path:
+    """The folder `--workdir`; without a default it must be given."""
+    if not flags.workdir and default is not None:
+        return default
+    return path_of(required(flags, "workdir", "runs/char"))
+
+
+def check_output(target: Path, *, force: bool) -> None:
+    """Raises UserError if a file that the user wants written cannot be, or exists and `force` is not given."""
+    if target.exists() and not target.is_file():
+        raise UserError(f"{target} exists and is not a file; give another name")
+    if os.path.lexists(target) and not force:
+        raise UserError(f"{target} exists; --force replaces it")
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent}: no such folder")
 
 
 def config_of(flags: FlagValues):

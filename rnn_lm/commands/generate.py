@@ -3,15 +3,13 @@
 Prints the prompt, N more tokens and a newline; several samples as JSON lines with "sample" and "text".
 """
 
-from pathlib import Path
-
-from rnn_lm.commands.flags import FlagValues, define, define_mix_flag, required
+from rnn_lm.commands.flags import FlagValues, define, define_mix_flag, workdir_of
 from rnn_lm.errors import UserError
 
 
 def define_flags(flags: FlagValues) -> None:
     define(flags, "workdir", None, "the folder of a trained run")
-    define(flags, "prompt", None, "the text to continue (default: the most frequent token)")
+    define(flags, "prompt", None, "the text to continue (default: a line end, or the most frequent token)")
     define(flags, "length", 500, "N: number of tokens to generate")
     define(flags, "temperature", 1.0, "below 1: more conservative, above 1: more random; 0: always the likeliest token")
     define(flags, "top_k", 0, "sample from the k likeliest tokens only; 0: all")
@@ -34,7 +32,7 @@ RANGES = {
 
 
 def run(flags: FlagValues) -> str:
-    workdir = Path(required(flags, "workdir", "runs/char"))
+    workdir = workdir_of(flags)
     for name, (low, high) in RANGES.items():
         if not low <= getattr(flags, name) <= high:  # false for nan too
             raise UserError(f"--{name} is {getattr(flags, name)}; it must be from {low} to {high}")
@@ -50,9 +48,8 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.runs.load import load
 
     model, vocabulary = load(workdir, mix=flags.mix)
-    prompt = vocabulary.decode([1]) if flags.prompt is None else flags.prompt
+    prompt, ids = vocabulary.prompt_of(flags.prompt)
     check_known(vocabulary, prompt, name="the prompt", strict=flags.strict)
-    ids = vocabulary.encode(prompt)
     if not len(ids):
         raise UserError(f"--prompt={prompt!r} has no tokens; give at least one")
     options = {name: getattr(flags, name) for name in ("num_samples", "temperature", "top_k", "top_p")}

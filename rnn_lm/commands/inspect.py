@@ -10,7 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from rnn_lm.commands.flags import FlagValues, define, define_text_flags, required
+from rnn_lm.commands.flags import FlagValues, define, define_text_flags, workdir_of
 from rnn_lm.commands.screen import listing
 from rnn_lm.errors import UserError
 from rnn_lm.files import Json
@@ -23,12 +23,13 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def run(flags: FlagValues) -> str:
-    workdir = Path(required(flags, "workdir", "runs/char"))
+    workdir = workdir_of(flags)
     if flags.window < 4:
         raise UserError(f"--window is {flags.window}; it must be at least 4")
 
     from rnn_lm.analysis.laboratory import Subject, inspect
     from rnn_lm.commands.texts import text_of
+    from rnn_lm.data.vocabulary import readable
     from rnn_lm.files import write_json
     from rnn_lm.runs.folder import read_config
     from rnn_lm.runs.load import load
@@ -53,7 +54,7 @@ def run(flags: FlagValues) -> str:
 
     sections = inspect(subject, say)
     if "strategies" in sections:
-        sections["strategies"]["tokens"] = [vocabulary.decode([i]) for i in sections["strategies"]["tokens"]]
+        sections["strategies"]["tokens"] = [readable(vocabulary.tokens[i]) for i in sections["strategies"]["tokens"]]
         back = f"looking back {flags.window} steps"
     else:
         back = "no gradients through time (the model has no state)"

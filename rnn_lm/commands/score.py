@@ -1,16 +1,24 @@
 """Rank continuations of a prompt by probability: python run.py score --workdir=DIR --prompt=P --continuation=A ...
 
 Prints a JSON line for each, the fewest bits per character first: "rank", "continuation", "log_prob" (natural
-logarithm), "bits", "bits_per_char" and "perplexity" (per token). With --surprise it also shows the bits of each token:
+logarithm), "bits", "bits_per_char", "perplexity" (per token) and "comparable": whether the tokens are the text itself,
+so that bits per character compare with those of other models. With --surprise it also shows the bits of each token:
 in colour on a terminal, elsewhere as "surprise", a list of [token, bits].
 """
 
 import math
 import sys
-from pathlib import Path
 
-from rnn_lm.commands.flags import FlagValues, define, define_mix_flag, define_text_flags, required
+from rnn_lm.commands.flags import (
+    FlagValues,
+    check_output,
+    define,
+    define_mix_flag,
+    define_text_flags,
+    workdir_of,
+)
 from rnn_lm.errors import UserError
+from rnn_lm.files import path_of
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -19,45 +27,51 @@ def define_flags(flags: FlagValues) -> None:
     define(flags, "continuation", [], "a text that may follow the prompt")
     define(flags, "surprise", False, "show the bits of each token")
     define(flags, "html", None, "write a web page with the bits of each token to this file")
+    define(flags, "force", False, "replace the --html file if it exists")
     define_mix_flag(flags)
 
 
 def run(flags: FlagValues) -> str:
-    workdir = Path(required(flags, "workdir", "runs/char"))
+    workdir = workdir_of(flags)
     if flags.prompt == "":
         raise UserError("--prompt is empty; leave it out, or give at least one character")
     if "" in flags.continuation:
         raise UserError("--continuation is empty; give at least one character")
     if flags.html == "":
         raise UserError("--html is empty; give a file, such as --html=surprise.html")
+    page = path_of(flags.html) if flags.html else None
+    if page is not None:
+        check_output(page, force=flags.force)
     if not flags.continuation and not flags.text:
         raise UserError('--continuation is missing; for example --continuation="outside" --continuation="banana tree"')
 
     from rnn_lm.commands.surprise import in_page, in_terminal, shown
     from rnn_lm.commands.texts import check_known
-    from rnn_lm.data.corpus import read_files
-    from rnn_lm.data.vocabulary import num_characters, tokenize
+    from rnn_lm.data.texts import lines_of, read_files
+    from rnn_lm.data.vocabulary import characters_after, joined, tokenize
     from rnn_lm.files import dumps, write_text
     from rnn_lm.inference.evaluate import figures
     from rnn_lm.inference.score import score
     from rnn_lm.runs.load import load
 
     model, vocabulary = load(workdir, mix=flags.mix)
-    prompt = vocabulary.decode([vocabulary.start]) if flags.prompt is None else flags.prompt
-    lines = read_files(*flags.text).splitlines() if flags.text else []
-    continuations = [*flags.continuation, *filter(None, lines)]
+    prompt, before = vocabulary.prompt_of(flags.prompt)
+    if not len(before):
+        raise UserError(f"--prompt={prompt!r} has no tokens; give at least one")
+    lines = lines_of(read_files(*flags.text)) if flags.text else []
+    continuations = [*flags.continuation, *(line for line in lines if len(vocabulary.encode(line)))]
     if not continuations:
         raise UserError(f"--text={flags.text[0]} has only empty lines; give a text to score")
-    texts = (prompt, *continuations)
-    check_known(vocabulary, *texts, name="the text", strict=flags.strict)
-    ids = [vocabulary.encode(text) for text in texts]
-    for text, encoded in zip(texts, ids, strict=True):
+    check_known(vocabulary, prompt, *continuations, name="the text", strict=flags.strict)
+    ids = [vocabulary.encode(text) for text in continuations]
+    for text, encoded in zip(continuations, ids, strict=True):
         if not len(encoded):
-            raise UserError(f"{text!r} has no tokens; give at least one")
+            raise UserError(f"--continuation={text!r} has no tokens; give at least one")
+    last = vocabulary.tokens_of(before[-1:])
     scored = []
-    for text, nats in zip(continuations, score(model, ids[0], ids[1:]), strict=True):
+    for text, nats in zip(continuations, score(model, before, ids), strict=True):
         tokens = tokenize(text, vocabulary.kind, vocabulary.normalize)
-        total, characters = float(nats.sum()), num_characters(tokens)
+        total, characters = float(nats.sum()), characters_after(last, tokens)
         in_figures = figures(total / len(nats), len(nats) / characters)
         row = {
             "continuation": text,
@@ -65,14 +79,15 @@ def run(flags: FlagValues) -> str:
             "bits": total / math.log(2),
             "bits_per_char": in_figures["bits_per_char"],
             "perplexity": in_figures["perplexity"],
+            "comparable": joined(tokens) == text,
         }
         bits = (nats / math.log(2)).tolist()
         scored.append((row, [(shown(token), cost) for token, cost in zip(tokens, bits, strict=True)]))
     scored.sort(key=lambda item: item[0]["bits_per_char"])
     rows = [{"rank": rank} | row for rank, (row, _) in enumerate(scored, start=1)]
     surprises = [surprise for _, surprise in scored]
-    if flags.html:
-        write_text(Path(flags.html), in_page(prompt, rows, surprises, " " if vocabulary.kind == "word" else ""))
+    if page is not None:
+        write_text(page, in_page(prompt, rows, surprises, " " if vocabulary.kind == "word" else ""))
     if not flags.surprise:
         return "\n".join(map(dumps, rows))
     if sys.stdout.isatty():

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags
+from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags, workdir_of
 from rnn_lm.commands.screen import listing, number
 from rnn_lm.config import load_sweep
 from rnn_lm.errors import UserError
@@ -33,7 +33,7 @@ def define_flags(flags: FlagValues) -> None:
 
 def run(flags: FlagValues) -> str:
     config, overrides = config_of(flags), load_sweep(flags.config)
-    workdir = Path(flags.workdir or Path("runs") / f"{Path(flags.config).stem}-sweep")
+    workdir = workdir_of(flags, Path("runs") / f"{Path(flags.config).stem}-sweep")
     shard = parse_shard(flags.shard)
     fields = [field for field in FIELDS if flags[f"config.{field}"].present and field != "sweep.mode"]
     command = ["python", "run.py", f"--config={flags.config}"]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnn_lm.data.corpus import Split, read_files, text_split
+from rnn_lm.data.corpus import Split, text_split
+from rnn_lm.data.texts import read_files
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
 from rnn_lm.runs.load import corpus_of

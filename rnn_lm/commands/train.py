@@ -4,11 +4,10 @@ Ctrl-C saves and stops; run the same command again to resume. DIR has metrics.js
 TensorBoard events, checkpoints/ and, once the run is done, summary.json.
 """
 
-import os
 import shlex
 from pathlib import Path
 
-from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags
+from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags, workdir_of
 from rnn_lm.commands.screen import number
 from rnn_lm.files import Json
 from rnn_lm.plugins import IMPORTED
@@ -22,11 +21,11 @@ def define_flags(flags: FlagValues) -> None:
 
 def run(flags: FlagValues) -> str:
     config = config_of(flags)
-    workdir = Path(flags.workdir or Path("runs") / Path(flags.config).stem)
+    workdir = workdir_of(flags, Path("runs") / Path(flags.config).stem)
 
     from rnn_lm.training.train import train
 
-    return describe(train(config, workdir, profile=os.path.expanduser(flags.profile)), workdir)
+    return describe(train(config, workdir, profile=flags.profile), workdir)
 
 
 def describe(summary: Json, workdir: Path) -> str:

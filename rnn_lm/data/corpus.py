@@ -1,19 +1,18 @@
 """Texts from a package, a download or files, split into train, valid and test."""
 
-import glob
 import hashlib
 import http.client
 import os
 import re
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from rnn_lm.data.vocabulary import Vocabulary, num_characters, tokenize
+from rnn_lm.data.texts import check_lasting, decoded, read_files
+from rnn_lm.data.vocabulary import Tokens, Vocabulary, characters_after, joined, tokenize
 from rnn_lm.errors import UserError, unknown_name
 from rnn_lm.files import write_bytes
 
@@ -37,6 +36,7 @@ class Split:
 
     ids: np.ndarray  # [N]
     characters: int  # in the scored tokens
+    comparable: bool = True  # whether these are the text's; words lose repeated blanks, normalization loses more
 
     @property
     def tokens(self) -> int:
@@ -84,6 +84,8 @@ def load_corpus(
     Raises:
       UserError: if there is no such text, or too little of it.
     """
+    if path:
+        check_lasting(path)
     text = read_files(path) if path else read_source(source)
     all_tokens = tokenize(text, tokens, normalize)
     size = len(all_tokens)
@@ -104,16 +106,19 @@ def load_corpus(
             )
     vocabulary = Vocabulary.of(train, kind=tokens, normalize=normalize, max_vocab=max_vocab)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Corpus(path or source, digest, vocabulary, **{name: _split(vocabulary, t) for name, t in parts.items()})
+    comparable = joined(all_tokens) == text
+    splits = {name: _split(vocabulary, part, comparable) for name, part in parts.items()}
+    return Corpus(path or source, digest, vocabulary, **splits)
 
 
 def text_split(vocabulary: Vocabulary, text: str) -> Split:
     """A separate text, such as one to evaluate on, encoded with a vocabulary."""
-    return _split(vocabulary, tokenize(text, vocabulary.kind, vocabulary.normalize))
+    tokens = tokenize(text, vocabulary.kind, vocabulary.normalize)
+    return _split(vocabulary, tokens, joined(tokens) == text)
 
 
-def _split(vocabulary: Vocabulary, tokens) -> Split:
-    return Split(vocabulary.encode_tokens(tokens), num_characters(tokens) - num_characters(tokens[:1]))
+def _split(vocabulary: Vocabulary, tokens: Tokens, comparable: bool) -> Split:
+    return Split(vocabulary.encode_tokens(tokens), characters_after(tokens[:1], tokens[1:]), comparable)
 
 
 def read_source(source: str) -> str:
@@ -121,53 +126,7 @@ def read_source(source: str) -> str:
     if source not in SOURCES:
         raise unknown_name("corpus.source", source, SOURCES)
     made_here = {"shakespeare": shakespeare, "recall": recall}
-    return made_here[source]() if source in made_here else _decode(_download(source), source)
-
-
-def read_files(*paths: str) -> str:
-    """The text of UTF-8 files, folders (all files in them) or globs, joined by newlines.
-
-    Folders and globs skip empty files and names that start with a dot.
-    """
-    return "\n".join(_decode(content, str(file)) for path in paths for file, content in _files(path))
-
-
-def _files(path: str) -> Iterator[tuple[Path, bytes]]:
-    """The files of a path, with their contents."""
-    if not path:
-        raise UserError("the path of the text is empty; give a UTF-8 file, a folder or a glob")
-    root = Path(os.path.expanduser(path))
-    if root.exists() and not root.is_dir():
-        yield root, root.read_bytes()
-        return
-    if root.is_dir():
-        found = [
-            file
-            for file in root.rglob("*")
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
-        ]
-    else:
-        found = [Path(name) for name in glob.glob(str(root), recursive=True) if Path(name).is_file()]
-    filled = [(file, content) for file in sorted(found, key=Path.as_posix) if (content := file.read_bytes())]
-    if not filled:
-        what = "all files in it are empty" if found else "no such file, folder or glob, or no file in it"
-        raise UserError(f"{path}: {what}; --config.corpus.path (or --text) takes UTF-8 text")
-    yield from filled
-
-
-def _decode(content: bytes, name: str) -> str:
-    """Decodes UTF-8 without changing line ends; drops a byte order mark."""
-    if not content:
-        raise UserError(f"{name}: the file is empty")
-    if b"\0" in content:
-        raise UserError(f"{name}: a binary file (byte {content.index(0)} is NUL); give UTF-8 text")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name}: not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}); "
-            f"convert it, for example by: iconv -f latin1 -t utf-8"
-        ) from error
+    return made_here[source]() if source in made_here else decoded(_download(source), source)
 
 
 def shakespeare() -> str:

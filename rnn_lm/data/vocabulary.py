@@ -38,7 +38,26 @@ def num_characters(tokens: Tokens) -> int:
     """The number of characters of text in tokens."""
     if isinstance(tokens, bytes):
         return int(np.count_nonzero(np.frombuffer(tokens, np.uint8) & 0xC0 != 0x80))  # all but continuation bytes
-    return len(tokens) if isinstance(tokens, str) else len(_join(tokens))
+    return len(joined(tokens))
+
+
+def joined(tokens: Tokens) -> str:
+    """The text of tokens. Words get single blanks between them."""
+    if isinstance(tokens, bytes):
+        return tokens.decode(errors="replace")
+    return tokens if isinstance(tokens, str) else _join(tokens)
+
+
+def characters_after(before: Tokens, tokens: Tokens) -> int:
+    """The number of characters that tokens add to a text that ends with `before`: words bring a blank."""
+    return num_characters(before + tokens) - num_characters(before)  # type: ignore[operator]
+
+
+def readable(token: str | int) -> str:
+    """A token as readable text: bytes outside ASCII in hexadecimal."""
+    if isinstance(token, str):
+        return token
+    return chr(token) if token < 0x80 else f"\\x{token:02x}"
 
 
 class Vocabulary:
@@ -73,6 +92,13 @@ class Vocabulary:
         """The token before a text: newline or, without one, the most frequent token."""
         return int(next(iter(self.encode("\n")), 0)) or 1
 
+    def prompt_of(self, prompt: str | None) -> tuple[str, np.ndarray]:
+        """A prompt and its ids; the default is `start`, whose text is "" if it is a part of a character."""
+        if prompt is not None:
+            return prompt, self.encode(prompt)
+        text = self.decode([self.start])
+        return text if self.encode(text).tolist() == [self.start] else "", np.array([self.start])
+
     def encode(self, text: str) -> np.ndarray:
         """The ids [N] of a text, normalized like the training text. Unknown tokens are 0."""
         return self.encode_tokens(tokenize(text, self.kind, self.normalize))
@@ -97,12 +123,16 @@ class Vocabulary:
         table[known] = np.arange(1, len(self))
         return table[codes]
 
+    def tokens_of(self, ids: Iterable[int]) -> Tokens:
+        """The tokens of ids."""
+        tokens: list[Any] = [self.tokens[i] for i in ids]
+        if self.kind == "byte":
+            return b"".join(t.encode() if isinstance(t, str) else bytes([t]) for t in tokens)
+        return "".join(tokens) if self.kind == "char" else tokens
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids. Bytes that are not UTF-8 become U+FFFD; `<unk>` is kept."""
-        tokens = [self.tokens[i] for i in ids]
-        if self.kind == "byte":
-            return b"".join(t.encode() if isinstance(t, str) else bytes([t]) for t in tokens).decode(errors="replace")
-        return "".join(map(str, tokens)) if self.kind == "char" else _join(list(map(str, tokens)))
+        return joined(self.tokens_of(ids))
 
     def continue_text(self, prompt: str, ids: Iterable[int]) -> str:
         """The unchanged prompt, followed by the text of ids."""
@@ -113,7 +143,8 @@ class Vocabulary:
     def unknown_in(self, *texts: str) -> list[str]:
         """The distinct tokens of texts outside the vocabulary, in order of appearance."""
         tokens: Iterable[Any] = chain.from_iterable(tokenize(text, self.kind, self.normalize) for text in texts)
-        return [chr(t) if isinstance(t, int) else t for t in dict.fromkeys(tokens) if t not in self._ids]
+        known = {UNKNOWN} if self.kind == "word" else set()  # some texts have this word for rare ones
+        return [readable(token) for token in dict.fromkeys(tokens) if token not in self._ids and token not in known]
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "normalize": self.normalize, "tokens": self.tokens}

@@ -11,6 +11,7 @@ from rnn_lm.inference.reading import MAX_LOGITS, Window, read, read_and_learn
 from rnn_lm.nn.models import LanguageModel
 
 MAX_WINDOWS = 256  # read side by side
+MAX_NLL = 709.0  # nats; the perplexity of a larger loss is not finite
 
 
 @dataclass(frozen=True)

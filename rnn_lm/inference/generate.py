@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from rnn_lm.errors import NotFinite
 from rnn_lm.members import Members
 from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.models import LanguageModel
@@ -39,9 +40,15 @@ def generate(
       temperature: divides the logits; 0 always takes the likeliest token.
       top_k: sample from the k likeliest tokens; 0: from all.
       top_p: sample from the likeliest tokens whose total probability reaches `top_p`; 1: from all.
+
+    Raises:
+      NotFinite: the model's logits are not finite.
     """
     options: Any = {"num_samples": num_samples, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return generate_members([model], prompt, length, keys=[key], **options)[0]
+    [ids] = generate_members([model], prompt, length, keys=[key], **options)
+    if not ids.all():  # `<unk>` is drawn where no other token has a probability
+        raise NotFinite()
+    return ids
 
 
 def generate_members(

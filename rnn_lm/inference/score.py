@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from rnn_lm.errors import NotFinite
 from rnn_lm.inference.evaluate import MAX_WINDOWS
 from rnn_lm.inference.reading import read
 from rnn_lm.nn.models import LanguageModel
@@ -24,6 +25,9 @@ def score(
       model: predicts the next token.
       prompt: ids [P], P ≥ 1.
       continuations: ids [N] of each continuation, N ≥ 1.
+
+    Raises:
+      NotFinite: the model's logits are not finite.
     """
     carry = model.initialize_carry(1)
     if len(prompt) > 1:
@@ -43,6 +47,8 @@ def score(
         columns = np.concatenate([windows[0].nats for _, windows in read([model], inputs, labels, valid, start)]).T
         for i, column in zip(group, columns, strict=False):
             nats[i] = column[: len(continuations[i])]
+    if not all(np.isfinite(each).all() for each in nats):
+        raise NotFinite()
     return nats
 
 

@@ -86,6 +86,14 @@ class Checkpoints:
             raise self._damaged(step, "the SHA-256 of an array differs")
         return arrays, notes["notes"]
 
+    def delete_after(self, step: int) -> int:
+        """Deletes the checkpoints of later steps. Returns the last step that is left, −1 if none is."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            for later in [saved for saved in self.steps() if saved > step]:
+                self._manager.delete(later)
+        return max(self.steps(), default=-1)
+
     def close(self) -> None:
         """Finishes pending writes."""
         with self._writing():

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import Unreadable, UserError, unknown_name
-from rnn_lm.files import Json, read_json, write_json
+from rnn_lm.files import Json, path_of, read_json, write_json
 from rnn_lm.inference.mixture import BUCKETS, Mixture, fit_weights
 from rnn_lm.ngram import NGramLM
 from rnn_lm.nn.models import LanguageModel
@@ -37,7 +37,7 @@ def load(workdir: str | Path, *, mix: Literal["none", "ngram"] = "none") -> tupl
     """
     if mix not in ("none", "ngram"):
         raise unknown_name("mix", mix, ("none", "ngram"))
-    workdir = Path(workdir)
+    workdir = path_of(workdir)
     config, _ = read_config(workdir)
     check_cell_is_known(workdir, config)
     vocabulary = Vocabulary.from_json(read_json(workdir / VOCABULARY))
@@ -56,7 +56,11 @@ def check_cell_is_known(workdir: Path, config: ConfigDict) -> None:
 def _mixture(workdir: Path, network: LanguageModel) -> Mixture:
     if not (workdir / NGRAM).exists():
         raise UserError(f"--workdir={workdir} has no n-gram model ({NGRAM}) yet; train it for longer")
-    ngram, fingerprint = NGramLM.load(workdir / NGRAM), network.fingerprint()
+    try:
+        ngram = NGramLM.load(workdir / NGRAM)
+    except Unreadable as error:
+        raise Unreadable(f"{error}; delete it and train the run for longer to have it counted again") from error
+    fingerprint = network.fingerprint()
     if ngram.vocab_size != network.vocab_size:
         raise UserError(f"{workdir / NGRAM} has another vocabulary; delete it to have it counted again")
     kept: Json = {}

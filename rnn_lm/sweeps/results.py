@@ -111,9 +111,6 @@ def row_of(member: Member) -> Json:
     summary = read_summary(member.workdir)
     if summary is None or summary["steps"] < member.config.steps:
         return row
-    if summary["valid"]["perplexity"] is None:  # the training losses were finite, this is not
-        diverged = {"step": summary["best_step"], "what": "the validation perplexity"}
-        return row | {"status": "diverged", "diverged": diverged}
     for split in ("valid", "test"):
         if split in summary:
             row[split] = {name: summary[split][name] for name in (*FIGURES, "tokens")}

@@ -16,7 +16,7 @@ from rnn_lm.config import check_config, set_field, tokens_per_step
 from rnn_lm.data.corpus import Corpus, Split, load_corpus
 from rnn_lm.errors import Diverged
 from rnn_lm.fields import FIELDS
-from rnn_lm.files import Json, read_json, write_json
+from rnn_lm.files import Json, path_of, read_json, write_json
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.inference.reading import MAX_LOGITS
 from rnn_lm.interrupts import Stopped, deferred_signals
@@ -38,7 +38,7 @@ MAX_CONTEXT = 128  # tokens, the longest context in `use_of_context`
 WINDOWS, MAX_SCORES = 2**14, 2**30  # at most, in `use_of_context`; MAX_SCORES are logits
 
 
-def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], object] = lambda what: None) -> Json:
+def compare(config: ConfigDict, workdir: str | Path, on_progress: Callable[[str], object] = lambda what: None) -> Json:
     """Trains all models and scores them on the test text, or on the validation text if there is no test text.
 
     Each network is trained in its own folder; an interrupted comparison resumes. `on_progress` gets the name of each
@@ -51,7 +51,7 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], obje
       UserError: the config, the text or the folder is invalid; nothing is left behind.
       Diverged, Stopped: as in `train`.
     """
-    names = networks_of(config)
+    workdir, names = path_of(workdir), networks_of(config)
     configs = {name: config_of(config, name) for name in names}
     for member_config in configs.values():
         check_config(member_config)
@@ -83,6 +83,7 @@ def compare(config: ConfigDict, workdir: Path, on_progress: Callable[[str], obje
         "split": part,
         "tokens": split.tokens,
         "unknown": split.unknown,
+        "comparable": split.comparable,
         "carry": "one stream",
         "seed": config.seed,
         "train_tokens": networks[0]["train_tokens"],  # of each network

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rnn_lm.config import tokens_per_step
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import Diverged
-from rnn_lm.files import Json
+from rnn_lm.files import Json, path_of
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn.registry import cell_class
 from rnn_lm.program import batches_of, cohort_of, program_of
@@ -102,7 +102,7 @@ def sweep(
       Diverged: all members diverged.
       Stopped: SIGTERM or SIGINT came; the runs are saved.
     """
-    workdir = Path(workdir)
+    workdir = path_of(workdir)
     members = members_of(config, overrides, workdir)
     check_sweep_folder(workdir, members)
     check_members(members, workdir)

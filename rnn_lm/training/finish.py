@@ -12,7 +12,7 @@ import rnn_lm
 from rnn_lm.config import tokens_per_step
 from rnn_lm.data.corpus import Split
 from rnn_lm.files import Json, write_json
-from rnn_lm.inference.evaluate import Evaluation, evaluate_members, figures, runs_away
+from rnn_lm.inference.evaluate import MAX_NLL, Evaluation, evaluate_members, figures, runs_away
 from rnn_lm.nn import native
 from rnn_lm.plots import can_draw
 from rnn_lm.runs.folder import NGRAM, SUMMARY
@@ -41,6 +41,9 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
         if split.tokens
     }
     for i, (run, (model, best_step, steps)) in enumerate(zip(runs, loaded, strict=True)):
+        if away := [name for name, (carried, _) in scores.items() if not carried[i].nll < MAX_NLL]:
+            run.diverge(best_step, f"the perplexity of the whole {away[0]} text")
+            continue
         summary: Json = {
             "steps": steps,
             "best_step": best_step,
@@ -77,6 +80,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
 
 def _scored(split: Split, carried: Evaluation, reset: Evaluation) -> Json:
     return figures(carried.nll, split.tokens_per_character) | {
+        "comparable": split.comparable,
         "tokens": carried.tokens,
         "unknown": split.unknown,
         "reset": {"every": RESET_EVERY} | figures(reset.nll, split.tokens_per_character),

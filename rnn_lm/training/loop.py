@@ -157,8 +157,9 @@ class Trainer:
             its = self.members.member(report, i)
             if logging or not its["finite"]:
                 self.display.train_perplexity = run.log_train(its, speed)["perplexity"]
+            run.seen_step = max(run.seen_step, int(its["step"]) - (1 if its["finite"] else 2))
             if not its["finite"]:
-                run.diverge(int(its["step"]), "the loss or its gradient")
+                run.diverge(int(its["step"]), "the perplexity or a gradient")
         if logging:
             self._since_log = Stopwatch()
         if first or not self._at(step):  # the first dispatch compiles

@@ -13,7 +13,7 @@ from rnn_lm.config import tokens_per_step
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import UserError
 from rnn_lm.files import Json, write_json
-from rnn_lm.inference.evaluate import figures
+from rnn_lm.inference.evaluate import MAX_NLL, figures
 from rnn_lm.program import Numbers, program_of
 from rnn_lm.runs.checkpoints import Checkpoints, fill_tree
 from rnn_lm.runs.folder import CHECKPOINTS, DIVERGED, has_ended, write_identity
@@ -54,6 +54,7 @@ class Run:
         self.diverged = ""  # or the reason
         self.best = Best()
         self.first_step, self.saved_step = 0, -1  # −1: none
+        self.seen_step = -1  # the last one whose parameters are known to have a finite loss
 
     @property
     def numbers(self) -> Numbers:
@@ -71,6 +72,7 @@ class Run:
         with closing(Checkpoints(self.workdir / CHECKPOINTS, read_only=True)) as checkpoints:
             if steps := checkpoints.steps():
                 self.first_step = self.saved_step = steps[-1]
+                self.seen_step = self.first_step - 1
                 arrays, notes = checkpoints.restore(self.saved_step)
                 state = fill_tree(jax.eval_shape(new, self.numbers), arrays)
                 self.best = Best(**notes["best"])
@@ -108,8 +110,10 @@ class Run:
         """Logs an evaluation. Returns the line."""
         line = self._line(step, "valid") | figures(nll, self.corpus.valid.tokens_per_character)
         self._record.write(line)
-        if not np.isfinite(nll):
-            self.diverge(step, "the validation loss")
+        if nll < MAX_NLL:
+            self.seen_step = step
+        else:
+            self.diverge(step, "the validation perplexity")
         return line
 
     def log_sample(self, step: int, perplexity: float, text: str) -> None:
@@ -126,7 +130,9 @@ class Run:
         self.saved_step = step
 
     def diverge(self, step: int, what: str) -> None:
-        """Records that `what` is not finite. The last checkpoint is kept."""
+        """Records that `what` is not finite. Keeps the last checkpoint whose loss was seen to be finite."""
+        if self.saved_step > self.seen_step:
+            self.saved_step = self._checkpoints.delete_after(self.seen_step)
         kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step >= 0 else "nothing was saved yet"
         self.diverged = f"{what} is not finite at step {step}; {kept}"
         write_json(self.workdir / DIVERGED, {"step": step, "what": what})

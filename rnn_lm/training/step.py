@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rnn_lm.data.batches import Batches
+from rnn_lm.inference.evaluate import MAX_NLL
 from rnn_lm.keys import named_key
 from rnn_lm.members import ONE, Members
 from rnn_lm.nn.arrays import Carry
@@ -57,7 +58,7 @@ class TrainState:
     carry: Carry  # the recurrent state at the end of the last window
     step: Int[Array, ""]  # completed updates; the position in the data too
     means: Means
-    finite: Bool[Array, ""]  # False once a loss or a gradient was not
+    finite: Bool[Array, ""]  # False once a perplexity or a gradient was not
 
 
 @partial(jax.jit, static_argnames="program")
@@ -80,7 +81,7 @@ def train_steps(
     program: Program,
     members: Members = ONE,
 ) -> tuple[TrainState, Report]:
-    """Takes steps until number `until`, or until a loss is not finite. Also returns a report for the log.
+    """Takes steps until number `until`, or until a perplexity or a gradient is not finite. Also reports for the log.
 
     Several members, each with its own state and numbers, stop independently.
     """
@@ -125,7 +126,8 @@ def one_step(batches: Batches, numbers: Numbers, program: Program, state: TrainS
             "clipped": (grad_norm > limit).astype(jnp.float32),
         }
     )
-    return TrainState(params, opt_state, carry, state.step + 1, means, jnp.isfinite(nll) & jnp.isfinite(grad_norm))
+    finite = (nll < MAX_NLL) & jnp.isfinite(grad_norm)
+    return TrainState(params, opt_state, carry, state.step + 1, means, finite)
 
 
 def options_of(program: Program, numbers: Numbers, step: Int[Array, ""]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rnn_lm.config import check_config
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.errors import Diverged, UserError
-from rnn_lm.files import Json, read_json
+from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn import native
 from rnn_lm.program import batches_of
@@ -35,10 +35,10 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") 
 
     Raises:
       UserError: the config, the text or the folder is invalid; nothing is left behind.
-      Diverged: a loss is not finite; the last checkpoint is kept.
+      Diverged: the perplexity or a gradient is not finite; the last checkpoint whose loss was finite is kept.
       Stopped: SIGTERM or SIGINT came; the run is saved.
     """
-    workdir = Path(workdir)
+    workdir, trace = path_of(workdir), path_of(profile)
     check_config(config)
     prepare(config)
     corpus = load_corpus(**config.corpus)
@@ -46,7 +46,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") 
     batches = batches_of(run.program, corpus)
     check_folder(workdir, config, corpus)
     summary = read_summary(workdir)
-    if profile and Path(profile).exists() and not Path(profile).is_dir():
+    if profile and trace.exists() and not trace.is_dir():
         raise UserError(f"--profile={profile} is not a folder")
     if summary is not None and summary["steps"] >= config.steps:
         if profile:
@@ -62,13 +62,9 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") 
                 if profile:
                     from rnn_lm.training.profile import write_trace
 
-                    write_trace(trainer, Path(profile))
+                    write_trace(trainer, trace)
                 trainer.run(lambda: bool(pending.signum), ProgressDisplay(trainer.first_step, config.steps))
-            if run.diverged:
-                raise Diverged(
-                    f"training diverged: {run.diverged}; "
-                    "try a smaller --config.optimizer.learning_rate in a new --workdir"
-                )
+            _check_finite(run)
             if pending.signum:
                 message = f"stopped and saved at step {run.saved_step}; run the same command to resume"
                 raise Stopped(pending.signum, message)
@@ -77,7 +73,14 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") 
         baselines.wait()
         print("scoring the best checkpoint on the whole validation and test text …", file=sys.stderr, flush=True)
         finish(trainer, baselines)
+        _check_finite(run)
     return read_json(workdir / SUMMARY)
+
+
+def _check_finite(run: Run) -> None:
+    if run.diverged:
+        advice = "try a smaller --config.optimizer.learning_rate in a new --workdir"
+        raise Diverged(f"training diverged: {run.diverged}; {advice}")
 
 
 def prepare(config: ConfigDict) -> None:

@@ -215,12 +215,13 @@ def test_a_changed_text_or_a_damaged_run_is_one_line(cli, run_folder, tmp_path):
     assert "has no checkpoint yet" in cli("generate", "--workdir", workdir)[2]
 
 
-def test_a_summary_without_finite_numbers_can_be_shown(cli, experiment, tmp_path):
+def test_a_loss_that_is_finite_but_huge_has_diverged_too(cli, experiment, tmp_path):
     settings = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e5", "--config.optimizer.clip_norm=0"]
     command = ["--config", experiment(3), "--workdir", tmp_path / "run", *settings]
-    code, out, _ = cli(*command)
-    assert code == 0 and " infinite " in out
-    assert cli(*command)[:2] == (0, out)
+    code, out, err = cli(*command)
+    assert (code, out) == (3, "") and "the perplexity or a gradient is not finite at step" in err
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert cli(*command)[:2] == (3, "")
 
 
 def test_running_out_of_memory_is_one_line_and_leaves_nothing_behind(cli, experiment, tmp_path):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rnn_lm.data import corpus as module
-from rnn_lm.data.corpus import clean_markdown, load_corpus, read_files, read_source, recall, shakespeare, text_split
+from rnn_lm.data.corpus import clean_markdown, load_corpus, read_source, recall, shakespeare, text_split
+from rnn_lm.data.texts import read_files
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
 
@@ -50,6 +51,28 @@ def test_scored_characters_are_those_behind_all_tokens_but_the_first(letters):
     words = Vocabulary.of(["to", "be"], kind="word", normalize="none")
     split = text_split(words, "to be\nor not")  # scored: " be", "\n", "or", " not"
     assert (split.tokens, split.characters, split.tokens_per_character) == (4, 10, 0.4)
+
+
+@pytest.mark.parametrize(
+    "tokens, normalize, text, comparable",
+    [
+        ("char", "none", "a  b\n" * 20, True),
+        ("byte", "none", "ä  b\n" * 20, True),
+        ("word", "none", "a b\n" * 20, True),
+        ("word", "none", "a b\n" * 20 + "a  b\n", False),
+        ("word", "none", "  if a:\n    b\n" * 20, False),
+        ("word", "none", "a b \n" * 20, False),
+        ("word", "none", "a\tb\n" * 20, False),
+        ("char", "letters", "a b " * 20, True),
+        ("char", "letters", "A b " * 20, False),
+    ],
+)
+def test_bits_per_character_compare_where_the_tokens_are_the_text(tmp_path, tokens, normalize, text, comparable):
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    corpus = load(path, tokens=tokens, normalize=normalize)
+    assert corpus.train.comparable is corpus.valid.comparable is corpus.test.comparable is comparable
+    assert text_split(corpus.vocabulary, text).comparable is comparable
 
 
 def test_folders_and_globs_are_read_in_the_order_of_their_paths(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnn_lm.data.vocabulary import UNKNOWN, Vocabulary, num_characters, tokenize
+from rnn_lm.data.vocabulary import UNKNOWN, Vocabulary, characters_after, num_characters, readable, tokenize
 from rnn_lm.errors import UserError
 
 KINDS = ("char", "word", "byte")
@@ -54,6 +54,31 @@ def test_a_text_that_has_the_word_unk_means_unknown():
     vocabulary = make("a <unk> b <unk>", "word")
     assert vocabulary.tokens == [UNKNOWN, "a", "b"]
     np.testing.assert_array_equal(vocabulary.encode("b <unk>"), [2, 0])
+    assert vocabulary.unknown_in("b <unk> c") == ["c"]  # the word itself is nothing to warn of
+    assert make("a b").unknown_in("<unk>") == ["<", "u", "n", "k", ">"]  # characters know no such word
+
+
+def test_bytes_in_messages_are_hexadecimal():
+    assert make("a", "byte").unknown_in("aé!") == ["\\xc3", "\\xa9", "!"]
+    assert [readable(token) for token in ("é", "word", 0x41, 0xE9)] == ["é", "word", "A", "\\xe9"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_prompt_is_one_token_of_the_vocabulary(kind):
+    vocabulary = make("to be\nor not", kind)
+    text, ids = vocabulary.prompt_of(None)
+    assert text == "\n" and ids.tolist() == vocabulary.encode("\n").tolist()
+    assert vocabulary.prompt_of("to")[1].tolist() == vocabulary.encode("to").tolist()
+    cyrillic = make("\u043a\u043e\u0442", kind)  # three letters of two bytes each, the first of which is 0xd0 or 0xd1
+    text, ids = cyrillic.prompt_of(None)
+    assert ids.tolist() == [1] and text == ("" if kind == "byte" else cyrillic.decode([1]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("before, text, expected", [("a", "b c", 4), ("\n", "b c", 3), ("a", "\nb", 2)])
+def test_a_word_brings_the_blank_before_it(kind, before, text, expected):
+    added = characters_after(tokenize(before, kind, "none"), tokenize(text, kind, "none"))
+    assert added == (expected if kind == "word" else len(text))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -213,14 +213,14 @@ def test_validation_lines_are_what_evaluate_says(tmp_path, text_file):
     assert read_metrics(tmp_path / "run")[-1]["nll"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("where", ["parameter", "validation loss"])
+@pytest.mark.parametrize("where", ["parameter", "validation perplexity"])
 def test_nothing_that_is_not_finite_is_saved(tmp_path, text_file, monkeypatch, where):
     def ruin(self, *arguments):
         state = arguments[-1] if where == "parameter" else self.state
         state.params.w_hq[...] = state.params.w_hq[...].at[0, 0].set(np.nan)
         return original(self, *arguments)
 
-    owner, name = {"parameter": (Run, "save"), "validation loss": (module.Trainer, "_evaluate")}[where]
+    owner, name = {"parameter": (Run, "save"), "validation perplexity": (module.Trainer, "_evaluate")}[where]
     original = getattr(owner, name)
     monkeypatch.setattr(owner, name, ruin)
     with pytest.raises(Diverged, match=f"{where} is not finite at step 20; nothing was saved yet"):
@@ -235,8 +235,26 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, text_file):
     with pytest.raises(Diverged, match="not finite at step"):
         train(config, tmp_path / "run")
     last = read_metrics(tmp_path / "run")[-1]
-    assert last["nll"] is None and last["perplexity"] is None
+    assert last["perplexity"] is None
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_huge_loss_ends_the_run_and_no_checkpoint_of_it_stays(tmp_path, text_file):
+    """The rate grows until a perplexity is not finite. Each step is saved before its loss is seen."""
+    config = small_config(text_file, optimizer__name="sgd", optimizer__warmup_steps=1000, eval_every=0)
+    config.save_every, config.log_every, config.optimizer.learning_rate = 1, 1, 1e5
+    with pytest.raises(Diverged, match="the perplexity or a gradient is not finite at step"):
+        train(config, tmp_path / "run")
+    failed = read_diverged(tmp_path / "run")["step"]
+    last = read_metrics(tmp_path / "run")[-1]
+    assert last["step"] == failed and last["nll"] is not None and last["perplexity"] is None
+    saved = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved[-1] == failed - 2  # update number `failed` saw the loss of the parameters of the step before it
+    model, vocabulary = load(tmp_path / "run")
+    assert np.isfinite(np.exp(evaluate(model, load_corpus(**config.corpus).train.ids[:200]).nll))
+    with pytest.raises(Diverged, match=f"the checkpoint of step {saved[-1]} is kept"):  # resuming ends in the same way
+        train(config, tmp_path / "run")
+    assert sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())[-1] == saved[-1]
 
 
 @pytest.mark.parametrize(
@@ -325,6 +343,7 @@ def test_a_text_too_short_for_a_minibatch_leaves_nothing_behind(tmp_path, text_f
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_all_that_is_drawn_at_random_is_drawn_again_by_a_resumed_run(tmp_path, text_file, monkeypatch):
     """Dropout between two layers of LSTM and before the output layer, and randomized truncation."""
     model = {"cell": "lstm", "num_layers": 2, "dropout": 0.3, "embed_dim": 16, "tie": True, "layer_norm": True}
