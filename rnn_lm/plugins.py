@@ -1,15 +1,46 @@
-"""`--import`: loads user modules, such as those that register cells."""
+"""What users add: modules by `--import`, and optimizers. Needs no jax."""
 
 import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rnn_lm.errors import UserError
+from rnn_lm.fields import FIELDS
 from rnn_lm.files import path_of
 
 IMPORTED: list[str] = []  # module names and absolute paths; saved with runs
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {}  # besides those of the package
+Function = TypeVar("Function", bound=Callable[[Any], Any])
+
+
+def register_optimizer(name: str) -> Callable[[Function], Function]:
+    """Makes a function a value of `optimizer.name`.
+
+    The function gets the numbers of a config, such as `numbers.weight_decay` (scalars, traced by jit), and returns an
+    `optax.GradientTransformation` from the clipped gradient to a direction. The step is the direction times the
+    learning rate, which follows `optimizer.schedule`. Registering a function of the same qualified name again, as a
+    notebook does, replaces it.
+
+    >>> @register_optimizer("lion")  # doctest: +SKIP
+    ... def lion(numbers):
+    ...     return optax.chain(optax.scale_by_lion(), optax.add_decayed_weights(numbers.weight_decay))
+
+    Raises:
+      ValueError: where the name is one of the package's, or another function's.
+    """
+
+    def register(function: Function) -> Function:
+        there = OPTIMIZERS.get(name, function).__qualname__
+        if name in FIELDS["optimizer.name"].names or there != function.__qualname__:
+            raise ValueError(f"the name {name!r} already belongs to another optimizer; choose another")
+        OPTIMIZERS[name] = function
+        return function
+
+    return register
 
 
 def import_module_or_file(name: str) -> None:

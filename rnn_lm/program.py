@@ -1,5 +1,6 @@
 """A config as compiled code sees it: the program, its numbers, and its model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -16,6 +17,7 @@ from rnn_lm.keys import named_key
 from rnn_lm.mlp import MLPLM
 from rnn_lm.nn.models import RNNLM, LanguageModel, ModelOptions
 from rnn_lm.nn.registry import cell_class
+from rnn_lm.plugins import OPTIMIZERS
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -25,7 +27,7 @@ Scalar: TypeAlias = float | Float[Array, "*M"]
 
 @dataclass(frozen=True)
 class Program:
-    """The static argument of compiled functions: all fields whose place is "program", and three more."""
+    """The static argument of compiled functions: all fields whose place is "program", and four more."""
 
     batch_size: int
     segment_length: int
@@ -48,6 +50,7 @@ class Program:
     optimizer_schedule: str
     vocab_size: int
     cell: type[nnx.RNNCellBase] | None  # the class that has the cell's name now; None: no cell
+    optimizer: Callable[["Numbers"], Any] | None  # the registered function of its name now; None: the package's
     dropout: bool  # whether there is any: without it nothing is drawn
 
 
@@ -82,7 +85,8 @@ def program_of(config: "ConfigDict", vocab_size: int) -> tuple[Program, Numbers]
     shapes = {name.replace(".", "_"): value for name, value in _at(config, "program").items()}
     numbers = {name.rpartition(".")[2]: value for name, value in _at(config, "number").items()}
     cell = cell_class(shapes["model_cell"]) if shapes["model_kind"] == "rnn" else None
-    program = Program(**shapes, vocab_size=vocab_size, cell=cell, dropout=numbers["dropout"] > 0)
+    optimizer = OPTIMIZERS.get(shapes["optimizer_name"])
+    program = Program(**shapes, vocab_size=vocab_size, cell=cell, optimizer=optimizer, dropout=numbers["dropout"] > 0)
     return program, Numbers(**numbers, steps=config["steps"])
 
 

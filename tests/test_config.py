@@ -132,6 +132,11 @@ def test_tbptt_carries_the_state():
     check_config(complete_config(given | {"partition": "sequential"}))
 
 
+def test_patience_counts_evaluations():
+    with pytest.raises(UserError, match="config.stop_patience counts evaluations; set config.eval_every"):
+        check_config(complete_config({"stop_patience": 2, "eval_every": 0}))
+
+
 def test_an_activation_is_of_the_elman_cell_only():
     config = complete_config({"model": {"cell": "gru", "activation": "relu"}})
     with pytest.raises(UserError, match="the gru cell has no option activation; leave out config.model.activation"):

@@ -44,6 +44,7 @@ ROWS = {
     "eval_every": Row(2),
     "eval_tokens": Row(100),
     "save_every": Row(2),
+    "stop_patience": Row(1, {"eval_every": 1, "optimizer.learning_rate": 0.0}),
     "corpus.source": Row("recall", {"corpus.path": ""}),
     "corpus.path": Row("other.txt"),
     "corpus.tokens": Row("word"),

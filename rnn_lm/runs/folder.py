@@ -20,7 +20,7 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
 SUMMARY, DIVERGED = "summary.json", "diverged.json"
 NGRAM, MIXTURE = "ngram.npz", "mixture.json"
 # Fields that may change when a run is resumed.
-MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "sweep.mode")
+MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "stop_patience", "sweep.mode")
 
 
 def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus, *, named: Path | None = None) -> None:
@@ -135,7 +135,15 @@ def read_diverged(workdir: Path) -> Json | None:
     return read_if_there(workdir / DIVERGED)
 
 
-def has_ended(workdir: Path, steps: int) -> bool:
-    """Whether a run of so many steps is done or has diverged."""
+def is_done(workdir: Path, config: ConfigDict) -> bool:
+    """Whether a run has all steps of its config, or was stopped early with at least this much patience."""
     summary = read_summary(workdir)
-    return read_diverged(workdir) is not None or (summary is not None and summary["steps"] >= steps)
+    if summary is None:
+        return False
+    patience = summary.get("stop_patience", 0)  # 0: not stopped early
+    return summary["steps"] >= config.steps or 0 < config.stop_patience <= patience
+
+
+def has_ended(workdir: Path, config: ConfigDict) -> bool:
+    """Whether a run is done or has diverged."""
+    return read_diverged(workdir) is not None or is_done(workdir, config)

@@ -3,11 +3,14 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rnn_lm.files import Json, dumps, write_bytes, write_text
 from rnn_lm.runs.folder import METRICS, SAMPLES
+
+OnLine: TypeAlias = Callable[[Json], object]  # gets each line of metrics.jsonl
 
 _SAMPLE = "=== step {step}, validation perplexity {perplexity:.2f} ==="
 _SAMPLE_STEP = re.compile(rb"^=== step (\d+), ", re.MULTILINE)
@@ -16,7 +19,8 @@ _SAMPLE_STEP = re.compile(rb"^=== step (\d+), ", re.MULTILINE)
 class Record:
     """Appends to the files of a run. Opening it at a step removes the lines of later steps."""
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, on_line: OnLine | None = None):
+        self._on_line = on_line
         self._metrics = workdir / METRICS
         self._samples = workdir / SAMPLES
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
@@ -25,12 +29,15 @@ class Record:
         self._events = _event_writer(workdir, purge_step=step + 1)
 
     def write(self, line: Json) -> None:
-        """Appends a line to metrics.jsonl and its numbers to the TensorBoard events."""
-        _append(self._metrics, dumps(line) + "\n")
+        """Appends a line to metrics.jsonl and its numbers to the TensorBoard events, and hands it to `on_line`."""
+        text = dumps(line)
+        _append(self._metrics, text + "\n")
         if self._events is not None:
             for name, value in line.items():
                 if name not in ("step", "split") and value is not None and math.isfinite(value):
                     self._events.add_scalar(f"{line['split']}/{name}", value, line["step"])
+        if self._on_line is not None:
+            self._on_line(json.loads(text))
 
     def write_sample(self, step: int, perplexity: float, text: str) -> None:
         """Appends a sample to samples.txt."""

@@ -32,7 +32,7 @@ class Member:
 
     @property
     def ended(self) -> bool:
-        return has_ended(self.workdir, self.config.steps)
+        return has_ended(self.workdir, self.config)
 
 
 def members_of(config: ConfigDict, sweep: Iterable[Override], workdir: Path) -> list[Member]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rnn_lm.errors import UserError
 from rnn_lm.fields import Value
 from rnn_lm.files import Json, alone_in, read_json, write_json, write_text
-from rnn_lm.runs.folder import another_folder, beside, check_only, free_folder, read_diverged, read_summary
+from rnn_lm.runs.folder import SUMMARY, another_folder, beside, check_only, free_folder, read_diverged
 from rnn_lm.sweeps.members import Member, shown
 
 RESULTS, TABLE, NGRAMS, PLOTS = "results.json", "results.csv", "ngrams", "plots"
@@ -108,9 +108,9 @@ def row_of(member: Member) -> Json:
     }
     if diverged := read_diverged(member.workdir):
         return row | {"status": "diverged", "diverged": diverged}
-    summary = read_summary(member.workdir)
-    if summary is None or summary["steps"] < member.config.steps:
+    if not member.ended:
         return row
+    summary = read_json(member.workdir / SUMMARY)
     for split in ("valid", "test"):
         if split in summary:
             row[split] = {name: summary[split][name] for name in (*FIGURES, "tokens")}

@@ -24,6 +24,7 @@ from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn.registry import cell_class
 from rnn_lm.program import batches_of, cohort_of, program_of
 from rnn_lm.runs.folder import locked
+from rnn_lm.runs.record import OnLine
 from rnn_lm.sweeps.lists import Override
 from rnn_lm.sweeps.members import Member, check_members, members_of
 from rnn_lm.sweeps.results import NGRAMS, RESULTS, check_sweep_folder, outcome_of, write_results
@@ -88,11 +89,13 @@ def sweep(
     *,
     shard: tuple[int, int] = (0, 1),
     command: Sequence[str] = (),
+    on_line: OnLine | None = None,
 ) -> Json:
     """Trains `config` with each of `overrides`, each in its own folder, or resumes an earlier call.
 
     Shard (i, n) trains members number i, i + n, i + 2n, …; several processes may fill one folder. `command` trains
-    `config` on the command line.
+    `config` on the command line. `on_line` gets each new line of a member's `metrics.jsonl` as a dict, with the name
+    as its `member`; one line at a time, from several threads.
 
     Returns:
       The content of `results.json`, with the results of all members so far.
@@ -110,7 +113,7 @@ def sweep(
     write = partial(write_results, workdir, members, command)
     write()
     with deferred_signals() as pending:
-        train_members(mine, workdir / NGRAMS, stop=lambda: bool(pending.signum), on_end=write)
+        train_members(mine, workdir / NGRAMS, stop=lambda: bool(pending.signum), on_end=write, on_line=on_line)
         result = write()
         if pending.signum:
             ended = sum(member.ended for member in mine)
@@ -129,6 +132,7 @@ def train_members(
     *,
     stop: Callable[[], bool],
     on_end: Callable[[], object] = lambda: None,
+    on_line: OnLine | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> None:
     """Trains the members that have not ended, each in its folder, until all end or `stop()` is true, and saves.
@@ -151,6 +155,13 @@ def train_members(
     for remark in dict.fromkeys(itertools.chain.from_iterable(remarks(member.config) for member in going)):
         display.message(remark)
 
+    one_at_a_time = threading.Lock()
+
+    def line_of(member: Member, line: Json) -> None:
+        if on_line is not None:
+            with one_at_a_time:
+                on_line(line | {"member": member.name})
+
     def end(member: Member) -> None:
         on_end()
         display.end(outcome_of(member))
@@ -162,7 +173,7 @@ def train_members(
             device = free.get()
             try:
                 with jax.default_device(device):
-                    _train_job(job, baselines, lambda: stop() or failed.is_set(), display, end)
+                    _train_job(job, baselines, lambda: stop() or failed.is_set(), display, end, line_of)
             except BaseException:
                 failed.set()
                 raise
@@ -179,6 +190,7 @@ def _train_job(
     stop: Callable[[], bool],
     display: SweepDisplay,
     on_end: Callable[[Member], None],
+    on_line: Callable[[Member, Json], None],
 ) -> None:
     """Trains members that share a program, as many at once as fit into memory."""
     if stop() or all(member.ended for member in job):
@@ -196,7 +208,10 @@ def _train_job(
         with ExitStack() as locks:
             for member in part:
                 locks.enter_context(locked(member.workdir))
-            runs = [Run(member.config, member.workdir, corpus, alone=False) for member in part]
+            runs = [
+                Run(member.config, member.workdir, corpus, alone=False, on_line=partial(on_line, member))
+                for member in part
+            ]
             going = sum(not run.ended for run in runs)
             with closing(Trainer(runs, batches, started=started)) as trainer:
                 trainer.run(stop, display.of(trainer.first_step, going * tokens_per_step(config)))

@@ -27,7 +27,7 @@ RESET_EVERY = 1000  # tokens between resets in the second evaluation of each spl
 
 def finish(trainer: Trainer, baselines: Baselines) -> None:
     """Scores the best checkpoint of each run on the whole validation and test text; writes its summary and plot."""
-    runs = [run for run in trainer.runs if run.going]
+    runs = [run for run in trainer.runs if not (run.ended or run.diverged)]
     if not runs:
         return
     corpus = runs[0].corpus
@@ -47,6 +47,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
         summary: Json = {
             "steps": steps,
             "best_step": best_step,
+            "stop_patience": run.config.stop_patience if run.stopped else 0,  # 0: not stopped early
             "tokens": steps * tokens_per_step(run.config),
             "num_params": model.num_params,
             "wall_seconds": None,

@@ -59,7 +59,7 @@ class Trainer:
                 opened.callback(run.close)
             self._opened = opened.pop_all()
         self.state = self.members.stack(states)
-        self.first_step = min((run.first_step for run in runs if not run.ended), default=self.config.steps)
+        self.first_step = min((run.first_step for run in runs if run.going), default=self.config.steps)
         self.seconds_to_first_step: float | None = None
         self.total, self._since_log = Stopwatch(), Stopwatch()  # both without the first dispatch, which compiles
         self._freeze()
@@ -91,8 +91,9 @@ class Trainer:
                     previous = None
                     better = self._evaluate(step) if evaluating else []
                     for i, run in self._at(step):
-                        if saving or stopping or run in better:
+                        if saving or stopping or run in better or run.out_of_patience:
                             run.save(step, self.members.member(self.state, i))
+                            run.stopped = run.out_of_patience
                     self._freeze()
                     if stopping:
                         return
@@ -187,6 +188,6 @@ class Trainer:
             text = run.corpus.vocabulary.decode([*prompt, *samples[i][0]])
             run.log_sample(step, perplexity, text)
             self.display.message(f"\n--- a sample at step {step} (validation perplexity {perplexity:.2f})\n{text}\n")
-            if run.best.update(step, scores[i].nll, run.config):
+            if run.better(step, scores[i].nll):
                 better.append(run)
         return better

@@ -1,5 +1,7 @@
 """The optimizers, from optax, with every number an argument of the compiled step."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -24,11 +26,20 @@ SCHEDULES = {
 }
 
 
-def make_optimizer(name: str, numbers: Numbers, learning_rate: Float[Array, ""]) -> optax.GradientTransformation:
-    """Global-norm clipping (`clip_norm` 0 is off), then the named optimizer. Built anew inside each compiled step."""
+Make = Callable[[Numbers], optax.GradientTransformation]
+
+
+def make_optimizer(
+    optimizer: str | Make, numbers: Numbers, learning_rate: Float[Array, ""]
+) -> optax.GradientTransformation:
+    """Global-norm clipping (`clip_norm` 0 is off), then the optimizer: a name, or a registered function.
+
+    Built anew inside each compiled step.
+    """
+    make = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     return optax.chain(
         optax.clip_by_global_norm(clip_limit(numbers)),
-        OPTIMIZERS[name](numbers),
+        make(numbers),
         optax.scale_by_learning_rate(learning_rate),
     )
 

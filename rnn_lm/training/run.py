@@ -17,7 +17,7 @@ from rnn_lm.inference.evaluate import MAX_NLL, figures
 from rnn_lm.program import Numbers, program_of
 from rnn_lm.runs.checkpoints import Checkpoints, fill_tree
 from rnn_lm.runs.folder import CHECKPOINTS, DIVERGED, has_ended, write_identity
-from rnn_lm.runs.record import Record
+from rnn_lm.runs.record import OnLine, Record, read_metrics
 from rnn_lm.training.step import Report, TrainState, new_state
 
 
@@ -45,16 +45,26 @@ class Best:
 class Run:
     """A run in progress. If it has `ended`, done or diverged in an earlier process, its folder does not change."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, corpus: Corpus, *, alone: bool = True):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        corpus: Corpus,
+        *,
+        alone: bool = True,
+        on_line: OnLine | None = None,
+    ):
         """`alone`: the only run of this process; it is trained even if its folder says that it has ended."""
         self.config, self.workdir, self.corpus = config, workdir, corpus
         self.program, self._numbers = program_of(config, len(corpus.vocabulary))
-        self.ended = not alone and has_ended(workdir, config.steps)
-        self._alone = alone
+        self.ended = not alone and has_ended(workdir, config)
+        self._alone, self._on_line = alone, on_line
         self.diverged = ""  # or the reason
         self.best = Best()
         self.first_step, self.saved_step = 0, -1  # −1: none
         self.seen_step = -1  # the last one whose parameters are known to have a finite loss
+        self.since_best = 0  # evaluations
+        self.stopped = False  # early, as it ran out of patience
 
     @property
     def numbers(self) -> Numbers:
@@ -64,7 +74,18 @@ class Run:
     @property
     def going(self) -> bool:
         """Whether it is still to be trained."""
-        return not self.ended and not self.diverged
+        return not (self.ended or self.diverged or self.stopped)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last `stop_patience` evaluations were no better than the best one before."""
+        return 0 < self.config.stop_patience <= self.since_best
+
+    def better(self, step: int, nll: float) -> bool:
+        """Records an evaluation. Returns whether it is the new best."""
+        better = self.best.update(step, nll, self.config)
+        self.since_best = 0 if better else self.since_best + 1
+        return better
 
     def open(self) -> TrainState:
         """Returns the state of the latest checkpoint, or a new one, and opens the folder for writing."""
@@ -85,7 +106,10 @@ class Run:
         if not self.ended:
             write_identity(self.workdir, self.config, self.corpus)
             self._checkpoints = Checkpoints(self.workdir / CHECKPOINTS, background=self._alone)
-            self._record = Record(self.workdir, self.first_step)
+            self._record = Record(self.workdir, self.first_step, self._on_line)
+            evaluated = [line["step"] for line in read_metrics(self.workdir) if line["split"] == "valid"]
+            self.since_best = sum(step > (self.best.step or 0) for step in evaluated)
+            self.stopped = self.out_of_patience
         return state
 
     def close(self) -> None:

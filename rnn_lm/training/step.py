@@ -66,7 +66,7 @@ def new_state(program: Program, numbers: Numbers) -> TrainState:
     """The state before the first step."""
     model = new_model(program, numbers)
     params = nnx.state(model, nnx.Param)
-    opt_state = make_optimizer(program.optimizer_name, numbers, jnp.float32(0)).init(params)
+    opt_state = make_optimizer(program.optimizer or program.optimizer_name, numbers, jnp.float32(0)).init(params)
     carry = model.initialize_carry(program.batch_size)
     return TrainState(params, opt_state, carry, jnp.int32(0), Means.none(), jnp.bool_(True))
 
@@ -115,7 +115,7 @@ def one_step(batches: Batches, numbers: Numbers, program: Program, state: TrainS
     with jax.named_scope("optimizer"):
         grad_norm, limit = optax.tree.norm(grads), clip_limit(numbers)
         rate = learning_rate(program.optimizer_schedule, numbers, state.step)
-        optimizer = make_optimizer(program.optimizer_name, numbers, rate)
+        optimizer = make_optimizer(program.optimizer or program.optimizer_name, numbers, rate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
     means = state.means.add(

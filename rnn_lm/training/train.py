@@ -16,7 +16,8 @@ from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn import native
 from rnn_lm.program import batches_of
-from rnn_lm.runs.folder import NGRAM, SUMMARY, check_folder, locked, read_summary
+from rnn_lm.runs.folder import NGRAM, SUMMARY, check_folder, is_done, locked
+from rnn_lm.runs.record import OnLine
 from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.finish import finish
 from rnn_lm.training.loop import Trainer
@@ -25,10 +26,11 @@ from rnn_lm.training.progress import ProgressDisplay
 from rnn_lm.training.run import Run
 
 
-def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") -> Json:
+def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", on_line: OnLine | None = None) -> Json:
     """Trains the model of `config` in the folder `workdir`, or resumes an earlier call.
 
-    If `profile` names a folder, a few extra steps are traced first and the trace is written to it.
+    If `profile` names a folder, a few extra steps are traced first and the trace is written to it. `on_line` gets each
+    new line of `metrics.jsonl` as a dict; after a crash, the lines since the last checkpoint come again.
 
     Returns:
       The run's summary, as in `summary.json`. If the run is done already, it is returned at once.
@@ -42,16 +44,17 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "") 
     check_config(config)
     prepare(config)
     corpus = load_corpus(**config.corpus)
-    run = Run(config, workdir, corpus)
+    run = Run(config, workdir, corpus, on_line=on_line)
     batches = batches_of(run.program, corpus)
     check_folder(workdir, config, corpus)
-    summary = read_summary(workdir)
     if profile and trace.exists() and not trace.is_dir():
         raise UserError(f"--profile={profile} is not a folder")
-    if summary is not None and summary["steps"] >= config.steps:
+    if is_done(workdir, config):
         if profile:
             raise UserError("--profile: this run is done; give another --workdir or more --config.steps")
-        print("this run is done; a larger --config.steps continues it", file=sys.stderr)
+        summary = read_json(workdir / SUMMARY)
+        changed = "--config.stop_patience=0" if summary["steps"] < config.steps else "a larger --config.steps"
+        print(f"this run is done; {changed} continues it", file=sys.stderr)
         return summary
     for remark in remarks(config):
         print(remark, file=sys.stderr)

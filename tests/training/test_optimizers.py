@@ -3,8 +3,12 @@ import numpy as np
 import optax
 import pytest
 
-from rnn_lm.program import Numbers
+import rnn_lm
+import rnn_lm.config as config_module
+from rnn_lm.errors import UserError
+from rnn_lm.program import Numbers, program_of
 from rnn_lm.training.optimizers import learning_rate, make_optimizer
+from tests.conftest import small_config
 
 
 def numbers(**changes):
@@ -56,3 +60,54 @@ def test_clipping_gives_exactly_the_norm_and_0_is_off():
         optimizer = make_optimizer("sgd", numbers(clip_norm=clip_norm), jnp.float32(1))
         updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
         np.testing.assert_allclose(optax.tree.norm(updates), norm, rtol=1e-6)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr("rnn_lm.plugins.OPTIMIZERS", registered := {})
+    monkeypatch.setattr("rnn_lm.program.OPTIMIZERS", registered)
+    monkeypatch.setitem(config_module.REGISTERED, "optimizer.name", registered)
+    return registered
+
+
+def test_an_optimizer_of_the_users_own_trains_and_resumes(registry, text_file, tmp_path):
+    """The package's adam under another name ends with the same weights."""
+
+    @rnn_lm.register_optimizer("mine")
+    def mine(numbers):
+        return optax.chain(optax.add_decayed_weights(numbers.weight_decay), optax.scale_by_adam())
+
+    assert registry == {"mine": mine}
+    config = small_config(text_file, optimizer__name="mine", optimizer__weight_decay=0.01, steps=20)
+    rnn_lm.train(config, tmp_path / "mine")
+    config.steps = 40
+    rnn_lm.train(config, tmp_path / "mine")
+    rnn_lm.train(small_config(text_file, optimizer__weight_decay=0.01, steps=40), tmp_path / "adam")
+    prints = [rnn_lm.load(tmp_path / name)[0].fingerprint() for name in ("mine", "adam")]
+    assert prints[0] == prints[1]
+
+
+def test_another_function_of_that_name_is_another_program(registry):
+    config = rnn_lm.default_config()
+    config.optimizer.name = "mine"
+    programs = []
+    for _ in range(2):
+
+        @rnn_lm.register_optimizer("mine")  # as a cell of a notebook that is run again
+        def mine(numbers):
+            return optax.scale_by_lion()
+
+        programs.append(program_of(config, 9)[0])
+    assert programs[0] != programs[1]
+
+
+def test_names_of_optimizers(registry):
+    rnn_lm.register_optimizer("mine")(lambda numbers: optax.identity())
+    with pytest.raises(ValueError, match="the name 'mine' already belongs to another optimizer"):
+        rnn_lm.register_optimizer("mine")(numbers)
+    with pytest.raises(ValueError, match="the name 'adam' already belongs to another optimizer"):
+        rnn_lm.register_optimizer("adam")(numbers)
+    config = rnn_lm.default_config()
+    config.optimizer.name = "min"
+    with pytest.raises(UserError, match=r"did you mean 'mine'\? .*\(--import=MODULE_OR_FILE may register others\)"):
+        config_module.check_config(config)
