@@ -20,13 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.common import interleaved, machine, save, table
 from rnn_lm.config import complete_config, tokens_per_step
 from rnn_lm.data.corpus import Corpus, Split
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.members import Members
+from rnn_lm.plots.figure import new_figure, plot_rows, save_figure, style
 from rnn_lm.program import batches_of
 from rnn_lm.sweeps.sweep import use_all_cores
 from rnn_lm.training.run import Run
@@ -145,17 +145,26 @@ def measure_commands() -> dict[str, float]:
 
 
 def draw(path: str, rows: list[dict[str, Any]], what: str) -> None:
-    figure = Figure(figsize=(8, 5), layout="constrained", dpi=120)
-    axes = figure.subplots()
-    for mode, marker in (("sequential", "o"), ("vmap", "s")):
-        axes.plot([row["members"] for row in rows], [row[mode] / 1e3 for row in rows], marker=marker, label=mode)
+    figure, [axes] = new_figure(f"Training many models at once: {what}", which_is_faster(rows))
+    for number, mode in enumerate(("sequential", "vmap")):
+        thousands = [{"members": row["members"], mode: row[mode] / 1e3} for row in rows]
+        name = {"sequential": "one after the other (sequential)", "vmap": "side by side (vmap)"}[mode]
+        plot_rows(axes, thousands, "members", mode, **style(number), label=name)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(SIZES, map(str, SIZES))
-    axes.set(title=f"Training of many models at once ({what})", xlabel="members", ylim=(0, None))
-    axes.set_ylabel("thousand tokens per second, of all together")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path)
+    axes.set_xticks([row["members"] for row in rows], [str(row["members"]) for row in rows])
+    axes.set(xlabel="members", ylabel="thousand tokens per second, of all together", ylim=(0, None))
+    save_figure(figure, Path(path))
+
+
+def which_is_faster(rows: list[dict[str, Any]]) -> str:
+    """Both ways with the most members, and what more members gain beside one."""
+    one, most = rows[0], rows[-1]
+    names = {"sequential": "one after the other", "vmap": "side by side"}
+    fast, slow = sorted(names, key=lambda mode: most[mode], reverse=True)
+    return (
+        f"{most['members']} members train {most[fast] / most[slow]:.1f} times as fast {names[fast]} as {names[slow]}, "
+        f"and {most[fast] / one[fast]:.1f} times as fast as one member does."
+    )
 
 
 def main() -> None:
@@ -175,7 +184,11 @@ def main() -> None:
     about = machine()
     save(arguments.out, {"machine": about, "cells": cells, "sizes": sizes, "commands": commands})
     Path(arguments.plot).parent.mkdir(parents=True, exist_ok=True)
-    draw(arguments.plot, sizes, f"GRU H 64, B 32, T 32; {about['cpu']}, {about['cores']} cores, {about['device']}")
+    draw(
+        arguments.plot,
+        sizes,
+        f"GRU of 64 units on 32 × 32 tokens; {about['cpu']}, {about['cores']} cores, {about['device']}",
+    )
     print(about)
     ratios = [
         [f"{row[mode][which]:.1f}" for mode in ("sequential", "vmap") for which in ("best", "median")] for row in cells

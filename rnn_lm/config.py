@@ -158,6 +158,21 @@ def tokens_per_step(config: ConfigDict) -> int:
     return config.batch_size * (config.truncation.update_every or config.segment_length)
 
 
+NAMES = {"mlp": "MLP", "elman": "Elman", "gru": "GRU", "lstm": "LSTM"}  # as people write them
+
+
+def model_name(config: ConfigDict) -> str:
+    """The model in words, such as `GRU of 256 units` or `LSTM of 2 × 128 units`."""
+    model = config.model
+    name = model.kind if model.kind == "mlp" else model.cell
+    return f"{NAMES.get(name, name)} of {f'{model.num_layers} × ' * (model.num_layers > 1)}{model.num_hiddens} units"
+
+
+def text_name(config: ConfigDict) -> str:
+    """The text that a run trains on, as it was given."""
+    return config.corpus.path or config.corpus.source
+
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 

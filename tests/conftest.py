@@ -96,3 +96,13 @@ def run_folder(tmp_path_factory, text_file):
     workdir = tmp_path_factory.mktemp("runs") / "small"
     train(small_config(text_file), workdir)
     return workdir
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that a test draws, in order."""
+    from matplotlib.figure import Figure
+
+    saved, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (savefig(figure, *a, **k), saved.append(figure)))
+    return saved

@@ -113,7 +113,7 @@ def gradients_by_lag(subject: Subject) -> Section:
         finding = f"The median gradient {falls if memory else stays}."
     if np.isfinite(rate) and np.isfinite(exponent):
         finding += f" At later lags gradients are multiplied by {np.exp(rate):.3f} per step; "
-        finding += f"the largest Lyapunov exponent predicts {np.exp(exponent):.3f}."
+        finding += f"exp of the largest Lyapunov exponent predicts {np.exp(exponent):.3f}."
         if exponent - rate > max(0.02, 4 * np.nan_to_num(error)):
             finding += " (They differ: the loss hardly depends on what the state keeps longest.)"
     return {
@@ -145,7 +145,7 @@ def jacobians(subject: Subject) -> Section:
         error = f" (± {np.exp(exponents[0]) * errors[0]:.3f})" if np.isfinite(errors[0]) else ""
         finding += (
             ". Including the derivatives of activations and gates, gradients are multiplied by "
-            f"{np.exp(exponents[0]):.3f}{error} per step (largest Lyapunov exponent)"
+            f"{np.exp(exponents[0]):.3f}{error} per step: exp of the largest Lyapunov exponent"
         )
     return {
         "finding": f"{finding}.",
@@ -207,19 +207,41 @@ def _from_there_on(fits: Sequence[Any]) -> int | None:
 
 
 def clipping(subject: Subject) -> Section:
-    """Gradient norm before and after clipping through the run, and the share of clipped steps."""
+    """Gradient norms through the run, of clipped steps and of others, and the number and share of clipped steps.
+
+    A train line has the means over its steps, before and after clipping. After it a clipped step has the norm
+    `clip_norm`, so the two means give one of the clipped steps alone and one of the others.
+    """
     names = ("step", "grad_norm", "clipped_norm", "clipped")
     lines = [{n: line[n] for n in names if n in line} for line in subject.lines if line["split"] == "train"]
-    since = np.diff([0, *(line["step"] for line in lines)])
-    noted = [(line["clipped"] * steps, steps) for line, steps in zip(lines, since, strict=True) if "clipped" in line]
-    share = float(sum(n for n, _ in noted) / sum(steps for _, steps in noted)) if noted else None
+    for line, steps in zip(lines, np.diff([0, *(line["step"] for line in lines)]).tolist(), strict=True):
+        line["steps"] = steps
+        if line.get("clipped") is not None and line.get("grad_norm") is not None:
+            line |= _norms_apart(line, subject.clip_norm)
+    noted = [line for line in lines if "clipped" in line]
+    count, of = sum(line["clipped"] * line["steps"] for line in noted), sum(line["steps"] for line in noted)
+    share = count / of if of else None
     if share is not None:
-        finding = f"The gradient norm was clipped to {subject.clip_norm:g} at {100 * share:.1f} % of the steps."
+        finding = f"The gradient norm was clipped to {subject.clip_norm:g} at {100 * share:.1f} % of the steps "
+        finding += f"({count:,.0f} of {of:,})"
+        if acted := [line for line in noted if line.get("norm_of_clipped")]:
+            mean = sum(line["norm_of_clipped"] * line["clipped"] * line["steps"] for line in acted) / count
+            finding += f", the last by step {acted[-1]['step']:,}. Before clipping these had a mean norm of {mean:.3g}"
+        finding += "."
     elif not subject.clip_norm:
         finding = "Gradients were not clipped: clip_norm is 0."
     else:
         finding = "The run has not logged clipping: it was stopped too early, or made by an older version."
     return {"finding": finding, "clip_norm": subject.clip_norm, "share": share, "lines": lines}
+
+
+def _norms_apart(line: Json, limit: float) -> Json:
+    """The mean norms of a line's clipped steps, before clipping, and of its other steps."""
+    share = line["clipped"]
+    return {
+        "norm_of_clipped": limit + (line["grad_norm"] - line["clipped_norm"]) / share if share else None,
+        "norm_of_others": (line["clipped_norm"] - share * limit) / (1 - share) if share < 1 else None,
+    }
 
 
 def cost(subject: Subject) -> Section:

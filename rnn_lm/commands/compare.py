@@ -12,11 +12,10 @@ from pathlib import Path
 
 from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags, workdir_of
 from rnn_lm.commands.screen import listing, number
+from rnn_lm.config import NAMES
 from rnn_lm.files import Json
 from rnn_lm.plots import can_draw
 from rnn_lm.training.progress import format_seconds
-
-NAMES = {"mlp": "MLP", "elman": "Elman", "gru": "GRU", "lstm": "LSTM"}
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -30,7 +29,7 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.sweeps.rivals import RESULT, compare
 
     result = compare(config, workdir, lambda what: print(f"=== {what}", file=sys.stderr, flush=True))
-    pictures = _draw(workdir / "plots", result)
+    pictures = _draw(workdir / "plots", result, config.model.num_hiddens)
     runs = f"{workdir}/{{{','.join(names_of(result))}}}/ (one run each)"
     return "\n".join([describe(result), "", listing(workdir / RESULT, *pictures, runs)])
 
@@ -82,12 +81,14 @@ def _line(shown: str, row: Json) -> str:
     return "".join(cells).rstrip()
 
 
-def _draw(folder: Path, result: Json) -> list[Path]:
+def _draw(folder: Path, result: Json, num_hiddens: int) -> list[Path]:
     if not can_draw():
         return []
     from rnn_lm.plots.rivals import COMPARISON
 
+    split = {"test": "test split", "valid": "validation split"}[result["split"]]
+    of = f"networks of {num_hiddens} units and n-grams on {result['corpus']['source']}, {split}"
     paths = [folder / f"{name}.png" for name in COMPARISON]
     for path in paths:
-        COMPARISON[path.stem](path, result, names_of(result))
+        COMPARISON[path.stem](path, result, names_of(result), of=of)
     return paths

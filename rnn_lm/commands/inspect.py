@@ -10,8 +10,11 @@ import textwrap
 import time
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from rnn_lm.commands.flags import FlagValues, define, define_text_flags, workdir_of
 from rnn_lm.commands.screen import listing
+from rnn_lm.config import model_name, text_name
 from rnn_lm.errors import UserError
 from rnn_lm.files import Json
 from rnn_lm.plots import can_draw
@@ -31,7 +34,7 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.commands.texts import text_of
     from rnn_lm.data.vocabulary import readable
     from rnn_lm.files import write_json
-    from rnn_lm.runs.folder import read_config
+    from rnn_lm.runs.folder import read_config, read_summary
     from rnn_lm.runs.load import load
     from rnn_lm.runs.record import read_metrics
 
@@ -59,13 +62,20 @@ def run(flags: FlagValues) -> str:
     else:
         back = "no gradients through time (the model has no state)"
     write_json(workdir / "inspect.json", {"text": text.name, "window": flags.window} | sections)
-    pictures = _draw(workdir / "plots", sections)
+    pictures = _draw(workdir / "plots", sections, _subjects(config, read_summary(workdir), text.name))
     findings = [textwrap.fill(f"- {s['finding']}", 100, subsequent_indent="  ") for s in sections.values()]
     files = listing(workdir / "inspect.json", *pictures)
     return "\n".join([f"{workdir} on {text.name}, {back}:", "", *findings, "", files])
 
 
-def _draw(folder: Path, sections: Json) -> list[Path]:
+def _subjects(config: ConfigDict, summary: Json | None, text: str) -> dict[str, str]:
+    """What the plots are of, by section; "": of all others."""
+    model = model_name(config) + (f", step {summary['best_step']:,}" if summary else "")
+    trained = f"{model_name(config)}, trained on {text_name(config)}"
+    return {"": f"{model}, on {text}", "clipping": trained, "cost": model_name(config), "strategies": text}
+
+
+def _draw(folder: Path, sections: Json, subjects: dict[str, str]) -> list[Path]:
     """Plots each section and returns the paths."""
     if not can_draw():
         return []
@@ -74,5 +84,5 @@ def _draw(folder: Path, sections: Json) -> list[Path]:
     paths = []
     for name, section in sections.items():
         paths.append(folder / f"{name}.png")
-        INSPECTION[name](paths[-1], section)
+        INSPECTION[name](paths[-1], section, of=subjects.get(name, subjects[""]))
     return paths

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags, workdir_of
 from rnn_lm.commands.screen import listing, number
-from rnn_lm.config import load_sweep
+from rnn_lm.config import load_sweep, model_name, text_name
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, short_name
 from rnn_lm.files import Json, alone_in
@@ -46,7 +48,7 @@ def run(flags: FlagValues) -> str:
     use_all_cores()
     result = sweep(config, overrides, workdir, shard=shard, command=command)
     with alone_in(workdir):  # other shards draw too
-        pictures = _draw(workdir / "plots", result)
+        pictures = _draw(workdir / "plots", result, config)
     files = listing(workdir / RESULTS, workdir / TABLE, *pictures, f"{workdir}/MEMBER/ (one run each)")
     return "\n".join([describe(result), "", files])
 
@@ -110,17 +112,26 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _draw(folder: Path, result: Json) -> list[Path]:
+def _draw(folder: Path, result: Json, config: ConfigDict) -> list[Path]:
     if not can_draw():
         return []
     from rnn_lm.plots.curves import learning_curves, loss_by_field
     from rnn_lm.runs.record import read_metrics
 
+    fields = list(dict.fromkeys(field for row in result["members"] for field in row["overrides"] if field != "seed"))
     curves = {row["name"]: read_metrics(Path(row["workdir"])) for row in result["members"]}
-    paths = [folder / "learning_curves.png"]
-    learning_curves(paths[0], result, curves)
-    for field in dict.fromkeys(field for row in result["members"] for field in row["overrides"] if field != "seed"):
+    paths, of = [folder / "learning_curves.png"], _subject(config, fields)
+    learning_curves(paths[0], result, curves, of=of)
+    for field in fields:
         path = folder / f"loss_by_{short_name(field)}.png"
-        if loss_by_field(path, result, field):
+        if loss_by_field(path, result, field, of=of):
             paths.append(path)
     return paths
+
+
+def _subject(config: ConfigDict, fields: Sequence[str]) -> str:
+    """What all members have in common: their model, unless it is varied, and their text."""
+    varied = any(field.startswith("model.") for field in fields)
+    several = {"corpus.source", "corpus.path"} & set(fields)
+    text = "several texts" if several else text_name(config)
+    return f"{'several models' if varied else model_name(config)} on {text}"

@@ -1,7 +1,6 @@
-"""Helpers for all plots: figures with captions, plain ticks, and files."""
+"""Helpers for all plots: figures with a title and a caption, line styles, plain ticks, labels, and files."""
 
 import io
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,38 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from rnn_lm.files import Json, write_bytes
+from rnn_lm.plots.labels import balanced, label_lines
+
+# Told apart by the colour-blind and in print, and dark enough on white (a contrast of at least 3).
+COLOURS = ("#1A85FF", "#C44E00", "#332288", "#009E73", "#222222")
+DASHES = ("-", (0, (6, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+MARKERS = "osD^vP"
+REFERENCE = {"color": "#666666", "linewidth": 1}  # of lines to compare with
+
+
+def style(number: int) -> Json:
+    """Colour, dash and marker of line 0, 1, 2, …; the first sixty differ."""
+    cycles = (("color", COLOURS), ("linestyle", DASHES), ("marker", MARKERS))
+    return {name: values[number % len(values)] for name, values in cycles} | {"markersize": 4}
 
 
 def new_figure(
-    caption: str,
-    *,
+    title: str,
+    *sentences: str,
     rows: int = 1,
     columns: int = 1,
     ratios: Sequence[float] | None = None,
     size: tuple[float, float] | None = None,
 ) -> tuple[Figure, list[Any]]:
-    """A figure with a caption below, and its axes with grids."""
-    width, height = size or (8 if columns == 1 else 12, 5)
+    """A figure with a title above, sentences below, and axes with grids."""
+    width, height = size or (9 if columns == 1 else 13, 5)
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
-    figure.supxlabel(textwrap.fill(caption, int(14 * width)), fontsize="small")
+    figure.suptitle(balanced(title, int(9 * width)), fontsize="large")
+    figure.supxlabel("\n".join(balanced(sentence, int(14 * width)) for sentence in sentences), fontsize="small")
     grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios, sharex="col" if rows > 1 else False)
     for axes in grid.flat:
         axes.grid(alpha=0.3)
+        axes.margins(x=0.02)
     return figure, list(grid.flat)
 
 
@@ -39,19 +53,25 @@ def plain_ticks(axis: Any, subs: Sequence[float] | None = None) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def plot_rows(axes: Any, rows: Sequence[Json], x: str, y: str, **style: Any) -> None:
+def plot_rows(axes: Any, rows: Sequence[Json], x: str, y: str, **how: Any) -> None:
     """Plots key `y` of each row over key `x`."""
-    axes.plot([row[x] for row in rows], [row[y] for row in rows], **{"markersize": 4} | style)
+    axes.plot([row[x] for row in rows], [row[y] for row in rows], **{"markersize": 4} | how)
 
 
-def save_figure(figure: Figure, path: Path, **legend: Any) -> None:
-    """Writes a PNG file. Axes with labelled lines get a legend."""
+def band(axes: Any, x: Any, low: Any, high: Any, *, label: str, color: str, alpha: float) -> None:
+    """The area between two lines, which are drawn, too; the upper one has the label."""
+    axes.fill_between(x, low, high, color=color, alpha=alpha, linewidth=0)
+    for edge, name in ((low, None), (high, label)):
+        axes.plot(x, edge, color=color, linewidth=0.7, linestyle=":", label=name)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Labels the lines and writes a PNG file."""
     for axes in figure.axes:
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(**{"frameon": False, "fontsize": "small"} | legend)
         drawn = [np.asarray(line.get_xydata(), float) for line in axes.lines if line.get_transform() == axes.transData]
         if not any(((xy > 0) & np.isfinite(xy)).all(1).any() for xy in drawn):
             axes.set(xscale="linear", yscale="linear")  # a logarithmic scale needs positive data
+    label_lines(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes(path, buffer.getvalue())

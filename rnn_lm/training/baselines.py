@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from rnn_lm.data.corpus import Corpus
+from rnn_lm.data.corpus import Corpus, Split
 from rnn_lm.errors import Unreadable
 from rnn_lm.files import Json, alone_in, write_bytes
 from rnn_lm.inference.evaluate import figures
@@ -55,18 +55,30 @@ class Baselines:
     def counted(self) -> bool:
         return self._ngram.done()
 
+    def nlls(self, ids: np.ndarray) -> dict[str, float]:
+        """The mean nats per token of each baseline on a text, without its first token."""
+        ngram, size = self._ngram.result(), len(self._corpus.vocabulary)
+        assert ngram is not None  # counting was not stopped
+        return {
+            "uniform": float(np.log(size)),
+            "unigram": unigram_nll(self._corpus.train.ids, ids, size),
+            "ngram": ngram.nll(ids),
+        }
+
     @cached_property
     def scores(self) -> Json:
         """The figures of each baseline on the test text, or on the validation text if there is no test text."""
-        ngram, corpus, size = self._ngram.result(), self._corpus, len(self._corpus.vocabulary)
-        assert ngram is not None  # counting was not stopped
-        split = corpus.test if corpus.test.tokens else corpus.valid
-        nlls = {
-            "uniform": float(np.log(size)),
-            "unigram": unigram_nll(corpus.train.ids, split.ids, size),
-            "ngram": ngram.nll(split.ids),
-        }
-        scores: Json = {name: figures(nll, split.tokens_per_character) for name, nll in nlls.items()}
+        return self._scored(self._corpus.test) if self._corpus.test.tokens else self.valid_scores
+
+    @cached_property
+    def valid_scores(self) -> Json:
+        """The same on the validation text."""
+        return self._scored(self._corpus.valid)
+
+    def _scored(self, split: Split) -> Json:
+        scores: Json = {name: figures(nll, split.tokens_per_character) for name, nll in self.nlls(split.ids).items()}
+        ngram = self._ngram.result()
+        assert ngram is not None
         scores["ngram"] = {"order": ngram.order, "num_counts": ngram.num_counts} | scores["ngram"]
         return scores
 

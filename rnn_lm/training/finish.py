@@ -1,15 +1,15 @@
 """The end of a run: final figures, `summary.json` and the learning curve."""
 
 import importlib.metadata
+import math
 import platform
 import threading
 import time
-from pathlib import Path
 
 import jax
 
 import rnn_lm
-from rnn_lm.config import tokens_per_step
+from rnn_lm.config import model_name, tokens_per_step
 from rnn_lm.data.corpus import Split
 from rnn_lm.files import Json, write_json
 from rnn_lm.inference.evaluate import MAX_NLL, Evaluation, evaluate_members, figures, runs_away
@@ -20,6 +20,7 @@ from rnn_lm.runs.load import load_checkpoint
 from rnn_lm.runs.record import read_metrics
 from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.loop import Trainer
+from rnn_lm.training.run import Run
 
 _drawing = threading.Lock()  # matplotlib is not thread-safe
 RESET_EVERY = 1000  # tokens between resets in the second evaluation of each split
@@ -40,6 +41,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
         for name, split in (("valid", corpus.valid), ("test", corpus.test))
         if split.tokens
     }
+    rivals, read = _rivals(trainer, baselines), _read(trainer)
     for i, (run, (model, best_step, steps)) in enumerate(zip(runs, loaded, strict=True)):
         if away := [name for name, (carried, _) in scores.items() if not carried[i].nll < MAX_NLL]:
             run.diverge(best_step, f"the perplexity of the whole {away[0]} text")
@@ -72,9 +74,9 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
             summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}
         for name, (carried, reset) in scores.items():
             summary[name] = _scored(getattr(corpus, name), carried[i], reset[i])
-        summary["baselines"] = baselines.scores
+        summary["baselines"], summary["valid_baselines"] = baselines.scores, baselines.valid_scores
         with _drawing:
-            _draw(run.workdir, lines, summary)
+            _draw(run, lines, rivals, read)
         summary["wall_seconds"] = time.perf_counter() - trainer.started
         write_json(run.workdir / SUMMARY, summary)
 
@@ -89,22 +91,25 @@ def _scored(split: Split, carried: Evaluation, reset: Evaluation) -> Json:
     }
 
 
-def _draw(workdir: Path, lines: list[Json], summary: Json) -> None:
+def _rivals(trainer: Trainer, baselines: Baselines) -> dict[str, float]:
+    """The baselines' perplexities on what the evaluations during training read."""
+    names = {"ngram": f"{baselines.scores['ngram']['order']}-gram"}
+    return {f"{names.get(name, name)} model": math.exp(nll) for name, nll in baselines.nlls(trainer.eval_ids).items()}
+
+
+def _read(trainer: Trainer) -> str:
+    """What the evaluations during training read, in words."""
+    tokens, all_tokens = len(trainer.eval_ids) - 1, trainer.runs[0].corpus.valid.tokens
+    return f"the first {tokens:,} tokens of the validation text" if tokens < all_tokens else "the validation text"
+
+
+def _draw(run: Run, lines: list[Json], rivals: dict[str, float], read: str) -> None:
     if not can_draw():
         return
     from rnn_lm.plots.curves import learning_curve
 
-    name = "test" if "test" in summary else "valid"
-    result, scores = summary[name], dict(summary["baselines"])
-    ngram = f"{scores['ngram']['order']}-gram"
-    scores[ngram] = scores.pop("ngram")
-    learning_curve(
-        workdir / "plots" / "learning_curve.png",
-        lines,
-        {f"{baseline} model": score["perplexity"] for baseline, score in scores.items()},
-        f"The best checkpoint (step {summary['best_step']:,}) has {name} perplexity {result['perplexity']:.2f} "
-        f"({result['bits_per_char']:.2f} bits per character); the {ngram} model has {scores[ngram]['perplexity']:.2f}.",
-    )
+    of = f"{model_name(run.config)} on {run.corpus.name}, seed {run.config.seed}"
+    learning_curve(run.workdir / "plots" / "learning_curve.png", lines, rivals, of=of, read=read)
 
 
 def _versions() -> dict[str, str]:

@@ -169,11 +169,15 @@ class Trainer:
         self.display.update(step, len(self.runs) * tokens / seconds_per_step, seconds_per_step)
         return max(1, min(4 * size, int(DISPATCH_SECONDS / seconds_per_step)))
 
+    @property
+    def eval_ids(self) -> np.ndarray:
+        """The part of the validation text that evaluations read."""
+        ids = self.runs[0].corpus.valid.ids
+        return ids[: self.config.eval_tokens + 1] if self.config.eval_tokens else ids
+
     def _evaluate(self, step: int) -> list[Run]:
         """Logs the validation loss and a sample of each run. Returns the runs with a new best loss."""
-        split = self.runs[0].corpus.valid
-        ids = split.ids[: self.config.eval_tokens + 1] if self.config.eval_tokens else split.ids
-        prompt = split.ids[:SAMPLE_PROMPT]
+        ids, prompt = self.eval_ids, self.runs[0].corpus.valid.ids[:SAMPLE_PROMPT]
         # All members, so that rounding does not depend on which of them wait or have ended.
         models = [model_of(self.program, params) for params in self.members.unstack(self.state.params)]
         keys = [named_key(run.config.seed, "sample", step) for run in self.runs]

@@ -44,7 +44,7 @@ def test_models_without_a_gradient_to_measure_are_told_of(make, name, tmp_path, 
     with np.errstate(over="ignore", invalid="ignore"):
         section = SECTIONS[name][1](of)
         assert dumps(section) and "nan" not in section["finding"]
-        INSPECTION[name](tmp_path / "picture.png", section)
+        INSPECTION[name](tmp_path / "picture.png", section, of="a model")
 
 
 def test_the_fate_of_gradients_is_named():

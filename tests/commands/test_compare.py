@@ -109,7 +109,7 @@ def test_the_screen_and_the_pictures_say_it(compared, tmp_path):
     assert "<unk>" not in screen and "5% of the tokens are <unk>" in describe(result | {"unknown": 58})
     for name, draw in COMPARISON.items():
         assert (folder / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        draw(tmp_path / f"{name}.png", result | {"ngrams": result["ngrams"][:1]}, NAMES)
+        draw(tmp_path / f"{name}.png", result | {"ngrams": result["ngrams"][:1]}, NAMES, of="models")
 
 
 def test_mistakes_are_one_line(compared, flags, tmp_path, capsys):

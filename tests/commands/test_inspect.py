@@ -48,7 +48,7 @@ def test_pictures_are_drawn_of_little_too(inspected, tmp_path):
     found["cost"]["rows"][0]["seconds"] = None  # as of a gradient that needs too much memory
     found["jacobians"] |= {"lyapunov_exponents": [-np.inf], "standard_errors": [np.nan]}
     for name, draw in INSPECTION.items():
-        draw(tmp_path / f"{name}.png", found[name])
+        draw(tmp_path / f"{name}.png", found[name], of="a model")
         assert (tmp_path / f"{name}.png").exists()
 
 

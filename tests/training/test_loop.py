@@ -86,6 +86,8 @@ def test_it_learns_and_the_summary_says_so(run_folder):
     best = min(orders, key=lambda model: model.nll(corpus.valid.ids))
     assert baselines["ngram"]["order"] == ngram.order == best.order > 1
     assert baselines["ngram"]["nll"] == best.nll(corpus.test.ids) < baselines["unigram"]["nll"]
+    assert summary["valid_baselines"]["ngram"]["nll"] == best.nll(corpus.valid.ids) != baselines["ngram"]["nll"]
+    assert set(summary["valid_baselines"]) == set(baselines)
     assert summary["steps"] == 60
     V, H = summary["corpus"]["vocab_size"], 16
     assert summary["num_params"] == V * H + H * H + H + H * V + V
