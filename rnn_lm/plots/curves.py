@@ -167,9 +167,12 @@ def _draw_line(axes: Any, field: str, rows: Sequence[Json], members: Sequence[Js
 
 def which_is_best(settings: Sequence[Json]) -> str:
     """The setting with the lowest mean loss, and those that chance may have put behind it."""
+    given = [set(setting["overrides"].items()) for setting in settings if setting["overrides"]]
+    shared = set.intersection(*given) if len(given) > 1 else set()
 
     def name(setting: Json) -> str:
-        return _label(_setting(setting).items())
+        fields = [pair for pair in setting["overrides"].items() if pair not in shared]
+        return _label(fields).replace(", ", " ") if fields else "the unchanged config"
 
     best, *others = sorted(settings, key=lambda setting: setting["valid"]["nll"])
     nll, error = best["valid"]["nll"], best["valid"]["nll_standard_error"]

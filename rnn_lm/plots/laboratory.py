@@ -55,9 +55,9 @@ def gradients_by_lag(path: Path, section: Json, *, of: str) -> None:
 def jacobians(path: Path, section: Json, *, of: str) -> None:
     """Eigenvalues and singular values of W_hh, and the growth per step along the text."""
     figure, [plane, values, growth] = new_figure(
-        f"W_hh and growth along the text: {of}",
+        f"$W_{{hh}}$ and growth along the text: {of}",
         section["finding"],
-        "Dashed: the factor 1. What is multiplied by less shrinks, by more it grows.",
+        "Dashed: the factor 1. Gradients that are multiplied by less vanish, by more explode.",
         columns=3,
         size=(15, 5.5),
     )

@@ -76,6 +76,24 @@ def test_the_share_of_clipping_counts_steps():
     assert found(step(10), clip_norm=0.0) == "Gradients were not clipped: clip_norm is 0."
 
 
+def test_clipped_steps_are_told_from_the_others():
+    """A line has means only; the norms of its steps are those that they were made of."""
+    norms, limit = np.array([[0.5, 3.0, 0.3, 5.0], [0.2, 0.4, 0.6, 0.8], [2.0, 2.0, 4.0, 6.0]]), 1.0
+    lines = [
+        {"split": "train", "step": 4 * (i + 1), "grad_norm": of_line.mean(), "clipped": (of_line > limit).mean(),
+         "clipped_norm": np.minimum(of_line, limit).mean()} for i, of_line in enumerate(norms)
+    ]  # fmt: skip
+    found = laboratory.clipping(subject(elman(1.0), lines=lines, clip_norm=limit))
+    assert [line["norm_of_clipped"] for line in found["lines"]] == [pytest.approx(4.0), None, pytest.approx(3.5)]
+    assert [line["norm_of_others"] for line in found["lines"]] == [pytest.approx(0.4), pytest.approx(0.5), None]
+    assert found["finding"] == (
+        "The gradient norm was clipped to 1 at 50.0 % of the steps (6 of 12), the last by step 12. Before clipping "
+        "these had a mean norm of 3.67."
+    )
+    calm = laboratory.clipping(subject(elman(1.0), lines=lines[1:2], clip_norm=limit))["finding"]
+    assert calm == "The gradient norm was clipped to 1 at 0.0 % of the steps (0 of 8)."
+
+
 def test_quiet_means_from_there_on():
     assert laboratory._from_there_on([True, False, True, True]) == 2
     assert laboratory._from_there_on([True, True]) == 0

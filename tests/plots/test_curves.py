@@ -117,5 +117,10 @@ def test_what_is_said_of_settings_follows_their_errors():
 
     assert "; no others are within two standard" in which_is_best(settings((2.0, 0.01), (1.0, 0.01)))
     assert "steps=1: 1.000 ± 0.300; steps=0 is within" in which_is_best(settings((1.5, 0.3), (1.0, 0.3)))
+    fixed = [
+        setting | {"overrides": setting["overrides"] | {"kind": "a"}} for setting in settings((1, 0.1), (1.01, 0.1))
+    ]
+    default = {"overrides": {}, "valid": {"nll": 1.02, "nll_standard_error": 0.1}}
+    assert "lowest with steps=0: 1.000 ± 0.100; steps=1, the unchanged config are" in which_is_best([*fixed, default])
     assert "5 others are within" in which_is_best(settings(*[(1 + 0.001 * i, 0.1) for i in range(6)]))
     assert "One seed does not show" in which_is_best(settings((1.0, None), (2.0, None)))
