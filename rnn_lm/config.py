@@ -2,13 +2,14 @@
 
 import math
 import runpy
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from rnn_lm.errors import UserError, unknown_name
+from rnn_lm.errors import UserError, place_of, reason_of, unknown_name
 from rnn_lm.fields import FIELDS, MAX_FLOAT, MAX_INT, get_field, parent_of
 from rnn_lm.nn.registry import CELLS, OPTIONAL, cell_class, takes
 from rnn_lm.plugins import OPTIMIZERS
@@ -29,18 +30,18 @@ def load_config(path: str) -> ConfigDict:
     """The config that a file's `get_config()` returns, completed with the defaults."""
     given = _call(path, "get_config")
     if not isinstance(given, dict | ConfigDict):
-        raise UserError(f"--config={path} has no get_config() that returns a config; experiments/char.py is an example")
+        raise UserError(f"--config={path} has no get_config() that returns a config; {example()}")
     return complete_config(ConfigDict(given).to_dict())
 
 
 def load_sweep(path: str) -> list[dict[str, Any]]:
     """The members that a file's `sweep()` returns: a list of overrides."""
     given = _call(path, "sweep")
-    example = "experiments/sweeps/learning_rate.py is an example"
+    hint = example("experiments/sweeps/learning_rate.py", 'def sweep(): return [{"seed": 0}, {"seed": 1}]')
     if not isinstance(given, list) or not all(_is_override(member) for member in given):
-        raise UserError(f"--config={path} has no sweep() that returns a list of dicts, field name → value; {example}")
+        raise UserError(f"--config={path} has no sweep() that returns a list of dicts, field name → value; {hint}")
     if not given:
-        raise UserError(f"--config={path}: sweep() returns no members; {example}")
+        raise UserError(f"--config={path}: sweep() returns no members; {hint}")
     return given
 
 
@@ -51,13 +52,37 @@ def _is_override(value: Any) -> bool:
 def _call(path: str, function: str) -> Any:
     """Calls a function of a config file; returns None if the file has none of that name."""
     if not Path(path).is_file():
-        raise UserError(f"--config={path}: no such file; for example --config=experiments/char.py")
+        raise UserError(f"--config={path}: no such file; {example()}")
     try:
         names = runpy.run_path(path)
         return names[function]() if function in names else None
     except (Exception, SystemExit) as error:
-        text = error.args[0] if error.args else ""  # str() would quote a KeyError's
-        raise UserError(f"--config={path}: {type(error).__name__}: {text}") from error
+        raise UserError(f"{place_of(error, path) or f'--config={path}'}: {_reason(error, path)}") from error
+
+
+def example(path: str = "experiments/char.py", line: str = "from rnn_lm import default_config as get_config") -> str:
+    """Advice on a config file: an example that is there, or the line of one."""
+    return f"for example --config={path}" if Path(path).is_file() else f"a file with one line is enough: {line}"
+
+
+def _reason(error: BaseException, path: str) -> str:
+    """What an error says; that of a field which a config does not have, or which has another type, in our words."""
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
+        values = frame.f_locals
+        owner, name = values.get("self"), values.get("attribute", values.get("key"))
+        if isinstance(owner, ConfigDict) and isinstance(name, str):  # a method of ml_collections
+            try:
+                set_field(default_config(), f"{_section_of(owner)}{name}", values.get("value"))
+            except UserError as ours:
+                return str(ours)
+            break
+    return reason_of(error, path)
+
+
+def _section_of(config: ConfigDict) -> str:
+    """`model.` for the section of that name."""
+    sections = {name.rpartition(".")[0] for name in FIELDS} - {""}
+    return next((f"{name}." for name in sections if set(default_config()[name]) == set(config)), "")
 
 
 def complete_config(given: dict[str, Any]) -> ConfigDict:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rnn_lm.errors import UserError
+from rnn_lm.errors import UserError, place_of, reason_of
 from rnn_lm.fields import FIELDS
 from rnn_lm.files import path_of
 
@@ -59,7 +59,7 @@ def import_module_or_file(name: str) -> None:
             sys.path.insert(0, "")  # as `python` does, but not the script `rnn-lm`
             importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise UserError(f"--import={name}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{place_of(error, str(path)) or f'--import={name}'}: {reason_of(error, str(path))}") from error
     finally:
         if not is_file:
             sys.path.remove("")

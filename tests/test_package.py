@@ -11,7 +11,8 @@ import pytest
 import rnn_lm
 
 ROOT = Path(rnn_lm.__file__).parent
-TOOLS = {"errors", "files", "interrupts", "keys", "members", "plugins", "fields"}  # that any room but nn may use
+# Tools, that any room but nn may use.
+TOOLS = {"errors", "files", "interrupts", "keys", "members", "plugins", "fields", "visible"}
 # Which rooms each one knows. A room is a folder, or a module beside them.
 ARROWS = {
     "nn": set(),

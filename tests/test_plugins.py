@@ -42,18 +42,18 @@ def test_a_module_is_found_in_the_folder_one_is_in(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("none.py", None, "no such file"),
-        ("no_such_module", None, "ModuleNotFoundError"),
-        ("bad.py", "1 / 0", "ZeroDivisionError: division by zero"),
-        ("bad.py", "raise SystemExit(3)", "SystemExit"),
-        ("bad.py", "def", "SyntaxError"),
+        ("none.py", None, "--import=.*none.py: no such file"),
+        ("no_such_module", None, "--import=no_such_module: ModuleNotFoundError: No module named"),
+        ("bad.py", "\n1 / 0", "/bad.py:2: 1 / 0: ZeroDivisionError: division by zero"),
+        ("bad.py", "raise SystemExit(3)", "/bad.py:1: raise SystemExit.3.: SystemExit: 3"),
+        ("bad.py", "def", "/bad.py:1: def: SyntaxError: invalid syntax$"),
     ],
 )
 def test_what_cannot_be_imported_is_the_users_mistake(tmp_path, name, text, message):
     if text is not None:
         (tmp_path / name).write_text(text)
     given = str(tmp_path / name) if name.endswith(".py") else name
-    with pytest.raises(UserError, match=rf"--import=.*{name}: .*{message}"):
+    with pytest.raises(UserError, match=message):
         plugins.import_module_or_file(given)
     assert plugins.IMPORTED == []
 

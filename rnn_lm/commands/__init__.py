@@ -3,13 +3,16 @@
 import importlib
 import os
 import sys
+import traceback
 
 from absl import logging
 
 from rnn_lm.commands.flags import Help, parse
+from rnn_lm.commands.screen import Column, paragraph, program, table
 from rnn_lm.errors import Diverged, UserError, unknown_name
 from rnn_lm.interrupts import Stopped
 from rnn_lm.plugins import import_module_or_file
+from rnn_lm.visible import visible
 
 VERBS = {
     "train": "train a model (the verb may be omitted)",
@@ -22,11 +25,7 @@ VERBS = {
     "compare": "compare n-grams, an MLP and recurrent networks on one text",
     "sweep": "train many models and rank them",
 }
-OVERVIEW = """\
-Recurrent neural network language models.
-
-  python run.py --config=experiments/char.py        train the model in a config file, or resume
-"""
+DEBUG = "RNN_LM_DEBUG"  # in the environment: 1 shows the traceback of an error
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> int:
     except Diverged as error:
         return _fail(str(error), 3)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(visible(str(stopped)), file=sys.stderr)
         return 128 + stopped.signum
     except BrokenPipeError:  # `… | head`
         return 0
@@ -66,8 +65,7 @@ def _run(arguments: list[str]) -> str:
     else:
         verb = "train"
         if arguments[:1] in (["--help"], ["-h"]):
-            verbs = [f"  python run.py {name} --help{'':<{12 - len(name)}} {text}" for name, text in VERBS.items()]
-            return "\n".join([OVERVIEW, *verbs])
+            return overview()
     module = importlib.import_module(f"rnn_lm.commands.{verb}")
     try:
         flags, rest = parse(arguments, module)
@@ -76,6 +74,21 @@ def _run(arguments: list[str]) -> str:
     for name in flags["import"].value or ():
         import_module_or_file(name)
     return module.run(flags, *rest)
+
+
+def overview() -> str:
+    """The help on all verbs."""
+    lines = [("--config=FILE", "train the model in a config file, or resume")]
+    lines += [(f"{name} --help", text) for name, text in VERBS.items()]
+    return "\n".join(
+        [
+            paragraph("Recurrent neural network language models."),
+            "",
+            table([Column("", words=True), Column("", words=True)], [(f"{program()} {a}", b) for a, b in lines]),
+            "",
+            paragraph(f"With {DEBUG}=1 in the environment, an error also shows its traceback."),
+        ]
+    )
 
 
 def _set_up_streams() -> None:
@@ -102,5 +115,8 @@ def _print(text: str) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    """Tells the error that is being handled in one line, after its traceback if `DEBUG` asks for it."""
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        print(visible(traceback.format_exc(), keep="\n"), end="", file=sys.stderr)
+    print("error:", visible(" ".join(message.split())), file=sys.stderr)
     return code

@@ -2,14 +2,14 @@
 
 import math
 import os
-import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from absl import flags as absl_flags
 
-from rnn_lm.config import check_config, load_config, set_field
+from rnn_lm.commands.screen import paragraph, program
+from rnn_lm.config import check_config, example, load_config, set_field
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Field
 from rnn_lm.files import path_of
@@ -48,7 +48,7 @@ def parse(arguments: list[str], module: ModuleType) -> tuple[FlagValues, list[st
         raise UserError(f"unexpected argument {unexpected!r}; flags are written --name=value (--help lists them)")
     if len(rest) < len(wanted):
         verb = module.__name__.rpartition(".")[2]
-        raise UserError(f"{wanted[len(rest)]} is missing: python run.py {verb} --workdir=DIR {' '.join(wanted)}")
+        raise UserError(f"{wanted[len(rest)]} is missing: {program()} {verb} --workdir=DIR {' '.join(wanted)}")
     return flags, rest
 
 
@@ -112,7 +112,9 @@ def check_output(target: Path, *, force: bool) -> None:
 
 def config_of(flags: FlagValues):
     """The config of the file `--config`, with the fields given as `--config.x.y=v`; checked."""
-    config = load_config(required(flags, "config", "experiments/char.py"))
+    if not flags.config:
+        raise UserError(f"--config is missing; {example()}")
+    config = load_config(flags.config)
     for name in FIELDS:
         if flags[f"config.{name}"].present:
             set_field(config, name, flags[f"config.{name}"].value)
@@ -121,7 +123,8 @@ def config_of(flags: FlagValues):
 
 
 def _help(flags: FlagValues, names: list[str], about: str) -> str:
-    lines = [about.strip(), "", "Flags:"]
+    about = about.replace("python run.py", program())
+    lines = ["\n\n".join(map(paragraph, about.strip().split("\n\n"))), "", "Flags:"]
     for name in names:
         default = flags[name].value
         shown = "" if default in (None, "", False, []) else f" (default {default})"
@@ -143,5 +146,4 @@ def _values(field: Field) -> str:
 
 
 def _entry(title: str, text: str) -> list[str]:
-    text = " ".join(text.split())  # absl adds a line break
-    return [f"  {title}", *textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")]
+    return [paragraph(title, "  "), paragraph(text, "      ")]

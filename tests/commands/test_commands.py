@@ -150,7 +150,7 @@ def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "--config is missing; for example --config=experiments/char.py"),
+        ([], "--config is missing; a file with one line is enough: from rnn_lm import default_config as get_config"),
         (["trian"], "unknown verb 'trian'; did you mean 'train'"),
         (["--config=none.py"], "--config=none.py: no such file"),
         (["--config", CHAR, "--wrokdir=x"], "Did you mean: workdir"),
@@ -188,6 +188,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(cli, run_folder, tmp_path, monkey
     assert (code, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_shows_its_traceback_if_that_is_asked_for(cli, tmp_path, monkeypatch):
+    path = tmp_path / "conf.py"
+    path.write_text("def get_config():\n    raise ValueError('red \\x1b[31m\\nnext')\n")
+    line = f"error: {path}:2: raise ValueError('red \\x1b[31m\\nnext'): ValueError: red ␛[31m next\n"
+    monkeypatch.setenv("RNN_LM_DEBUG", "0")
+    assert cli("--config", path) == (2, "", line)
+    monkeypatch.setenv("RNN_LM_DEBUG", "1")
+    code, out, err = cli("--config", path)
+    assert (code, out) == (2, "") and err.endswith(f"\n{line}") and "\x1b" not in err
+    assert err.startswith("Traceback") and f'File "{path}", line 2, in get_config' in err
+    assert cli("evaluate", "--workdir=none")[2].startswith("Traceback")
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(cli, tmp_path, experiment):
