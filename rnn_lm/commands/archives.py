@@ -1,5 +1,6 @@
 """Shared by `compress` and `decompress`: flags, checks of IN and OUT, progress."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -7,9 +8,9 @@ from io import BufferedIOBase
 from pathlib import Path
 
 from rnn_lm.commands.flags import FlagValues, check_output, define
-from rnn_lm.commands.screen import progress_bar
+from rnn_lm.commands.screen import json_line, number, on_terminal, paragraph, progress_bar
 from rnn_lm.errors import UserError
-from rnn_lm.files import replacing, temporary_name
+from rnn_lm.files import Json, replacing, temporary_name
 from rnn_lm.interrupts import Stopped, deferred_signals
 
 
@@ -48,3 +49,16 @@ def opened(
 
         yield given, written, advance
         advance(0)
+
+
+def described(result: Json) -> str:
+    """The sizes, in sentences on a terminal."""
+    if not on_terminal():
+        return json_line(result)
+    before, after = result["input_bytes"], result["output_bytes"]
+    share = f" ({after / before:.1%})" if before else ""
+    sizes = f"{before:,} bytes became {after:,}{share}."
+    if math.isfinite(result["bits_per_char"]):  # there are characters
+        bits, model = number(result["bits_per_char"], 3), number(result["model_bits_per_char"], 3)
+        sizes += f" The archive has {bits} bits per character; the model's probabilities promise {model}."
+    return paragraph(sizes)

@@ -1,13 +1,14 @@
 """Restore a file from an archive: python run.py decompress --workdir=DIR IN OUT
 
 DIR must be the run that made the archive; --mix and --dynamic are read from the archive.
-Prints one JSON line: "input_bytes", "output_bytes", "bits_per_char" and "model_bits_per_char".
+Prints the sizes on a terminal, elsewhere one JSON line: "input_bytes", "output_bytes", "bits_per_char" and
+"model_bits_per_char".
 """
 
-from rnn_lm.commands.archives import check, define_file_flags, opened
+from rnn_lm.commands.archives import check, define_file_flags, described, opened
 from rnn_lm.commands.flags import FlagValues, workdir_of
 from rnn_lm.errors import UserError
-from rnn_lm.files import dumps, path_of
+from rnn_lm.files import path_of
 
 ARGUMENTS = ("IN", "OUT")
 
@@ -30,7 +31,7 @@ def run(flags: FlagValues, *paths: str) -> str:
     model, vocabulary = load(workdir, mix=header.mix)
     with opened(given, wanted, what="decompressing", total=header.size) as (source, target, advance):
         report = _of_file(str(given), decompress, model, vocabulary, source, target, on_progress=advance)
-    return dumps({"input_bytes": report.archive_bytes, "output_bytes": report.file_bytes} | report.figures())
+    return described({"input_bytes": report.archive_bytes, "output_bytes": report.file_bytes} | report.figures())
 
 
 def _of_file(name: str, function, *arguments, **options):

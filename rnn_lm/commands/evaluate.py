@@ -1,8 +1,8 @@
 """Measure how well a trained model predicts a text: python run.py evaluate --workdir=DIR [--text=FILE ...]
 
-Reads the text as one stream from the initial state; the first token is context only. Prints one JSON line: nll is in
-nats per token, perplexity = exp(nll), bits_per_char is per character of text. "reset" has the same figures with the
-state reset every --reset_every tokens; --dynamic omits it.
+Reads the text as one stream from the initial state; the first token is context only. Prints a table on a terminal,
+elsewhere one JSON line: nll is in nats per token, perplexity = exp(nll), bits_per_char is per character of text.
+"reset" has the same figures with the state reset every --reset_every tokens; --dynamic omits it.
 """
 
 import math
@@ -16,8 +16,9 @@ from rnn_lm.commands.flags import (
     define_text_flags,
     workdir_of,
 )
-from rnn_lm.commands.screen import progress_bar
+from rnn_lm.commands.screen import Column, json_line, number, on_terminal, paragraph, progress_bar, table
 from rnn_lm.errors import NotFinite, UserError
+from rnn_lm.files import Json
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -35,7 +36,6 @@ def run(flags: FlagValues) -> str:
         raise UserError("--reset_every cannot be used with --dynamic; leave one of them out")
 
     from rnn_lm.commands.texts import text_of, warn
-    from rnn_lm.files import dumps
     from rnn_lm.inference.evaluate import evaluate, figures, runs_away
     from rnn_lm.runs.folder import read_config
     from rnn_lm.runs.load import load
@@ -64,7 +64,7 @@ def run(flags: FlagValues) -> str:
             + ", ".join(f"|{letter}| = {value:.3g}" for letter, value in carried.max_abs.items())
         )
     config, _ = read_config(workdir)
-    return dumps(
+    result = (
         {
             "text": text.name,
             "split": text.part,
@@ -81,4 +81,31 @@ def run(flags: FlagValues) -> str:
         | {"comparable": split.comparable}
         | ({"reset": {"every": flags.reset_every} | figures(reset.nll, ratio)} if reset else {})
         | {f"max_abs_{letter}": value for letter, value in carried.max_abs.items()}
+    )
+    return describe(result) if on_terminal() else json_line(result)
+
+
+def describe(result: Json) -> str:
+    """The table and sentences for a terminal."""
+    network = "the network averaged with its n-gram model" if result["mix"] == "ngram" else "the network"
+    learning = ", which keeps training on what it reads" if result["dynamic"] else ""
+    rows = [("one stream", result)]
+    if reset := result.get("reset"):
+        rows.append((f"state reset every {reset['every']:,} tokens", reset))
+    columns = [Column("", words=True), Column("nats per token"), Column("perplexity"), Column("bits per character")]
+    figures = [
+        (who, number(row["nll"], 4), number(row["perplexity"], 3), number(row["bits_per_char"], 4)) for who, row in rows
+    ]
+    unknown = f" {result['unknown']:,} of the tokens are not in it." if result["unknown"] else ""
+    largest = [f"|{name[-1]}| = {value:.3g}" for name, value in result.items() if name.startswith("max_abs_")]
+    return "\n".join(
+        [
+            paragraph(f"{result['tokens']:,} tokens of {result['text']}, read by {network}{learning}."),
+            paragraph(f"The vocabulary has {result['vocab_size']:,} tokens.{unknown}"),
+            "",
+            table(columns, figures),
+            "",
+            paragraph("The perplexity is exp(nats per token); 1 is perfect, guessing has the vocabulary's size."),
+            *([paragraph(f"Largest values of the state: {', '.join(largest)}.")] if largest else []),
+        ]
     )

@@ -130,7 +130,7 @@ def _help(flags: FlagValues, names: list[str], about: str) -> str:
         shown = "" if default in (None, "", False, []) else f" (default {default})"
         lines += _entry(f"--{name}{shown}", flags[name].help)
     if "config" in names:
-        lines += ["", "Config fields, --config.FIELD=VALUE (the config file may change a default):"]
+        lines += ["", paragraph("Config fields, --config.FIELD=VALUE (the config file may change a default):")]
         for name, field in FIELDS.items():
             lines += _entry(f"{name} (default {field.default!r})", field.help + _values(field))
     return "\n".join(lines)

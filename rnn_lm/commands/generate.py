@@ -1,10 +1,13 @@
 """Generate text with a trained model: python run.py generate --workdir=DIR [--prompt=TEXT] [--length=N]
 
-Prints the prompt, N more tokens and a newline; several samples as JSON lines with "sample" and "text".
+Prints the prompt, N more tokens and a newline; several samples one below the other on a terminal,
+elsewhere as JSON lines with "sample" and "text".
 """
 
 from rnn_lm.commands.flags import FlagValues, define, define_mix_flag, workdir_of
+from rnn_lm.commands.screen import json_line, on_terminal
 from rnn_lm.errors import UserError
+from rnn_lm.visible import visible
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -42,7 +45,6 @@ def run(flags: FlagValues) -> str:
         raise UserError("--prompt is empty; leave it out, or give at least one character")
 
     from rnn_lm.commands.texts import check_known
-    from rnn_lm.files import dumps
     from rnn_lm.inference.generate import generate
     from rnn_lm.keys import named_key
     from rnn_lm.runs.load import load
@@ -57,4 +59,7 @@ def run(flags: FlagValues) -> str:
     texts = [vocabulary.continue_text(prompt, sample) for sample in samples]
     if flags.num_samples == 1:
         return texts[0]
-    return "\n".join(dumps({"sample": number, "text": text}) for number, text in enumerate(texts))
+    if on_terminal():
+        kept = "\n\t"
+        return "\n".join(f"--- sample {number}\n{visible(text, kept)}" for number, text in enumerate(texts))
+    return "\n".join(json_line({"sample": number, "text": text}) for number, text in enumerate(texts))

@@ -1,24 +1,18 @@
 """Rank continuations of a prompt by probability: python run.py score --workdir=DIR --prompt=P --continuation=A ...
 
-Prints a JSON line for each, the fewest bits per character first: "rank", "continuation", "log_prob" (natural
-logarithm), "bits", "bits_per_char", "perplexity" (per token) and "comparable": whether the tokens are the text itself,
-so that bits per character compare with those of other models. With --surprise it also shows the bits of each token:
-in colour on a terminal, elsewhere as "surprise", a list of [token, bits].
+Prints a table on a terminal, elsewhere a JSON line for each, the fewest bits per character first: "rank",
+"continuation", "log_prob" (natural logarithm), "bits", "bits_per_char", "perplexity" (per token) and "comparable":
+whether the tokens are the text itself, so that bits per character compare with those of other models. With --surprise it
+also shows the bits of each token: in colour on a terminal, elsewhere as "surprise", a list of [token, bits].
 """
 
 import math
-import sys
+from collections.abc import Sequence
 
-from rnn_lm.commands.flags import (
-    FlagValues,
-    check_output,
-    define,
-    define_mix_flag,
-    define_text_flags,
-    workdir_of,
-)
+from rnn_lm.commands.flags import FlagValues, check_output, define, define_mix_flag, define_text_flags, workdir_of
+from rnn_lm.commands.screen import Column, json_line, number, on_terminal, paragraph, table
 from rnn_lm.errors import UserError
-from rnn_lm.files import path_of
+from rnn_lm.files import Json, path_of
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -49,7 +43,7 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.commands.texts import check_known
     from rnn_lm.data.texts import lines_of, read_files
     from rnn_lm.data.vocabulary import characters_after, joined, tokenize
-    from rnn_lm.files import dumps, write_text
+    from rnn_lm.files import write_text
     from rnn_lm.inference.evaluate import figures
     from rnn_lm.inference.score import score
     from rnn_lm.runs.load import load
@@ -88,8 +82,25 @@ def run(flags: FlagValues) -> str:
     surprises = [surprise for _, surprise in scored]
     if page is not None:
         write_text(page, in_page(prompt, rows, surprises, " " if vocabulary.kind == "word" else ""))
-    if not flags.surprise:
-        return "\n".join(map(dumps, rows))
-    if sys.stdout.isatty():
-        return in_terminal(rows, surprises)
-    return "\n".join(dumps(row | {"surprise": s}) for row, s in zip(rows, surprises, strict=True))
+    if on_terminal():
+        return in_terminal(rows, surprises) if flags.surprise else describe(rows)
+    if flags.surprise:
+        rows = [row | {"surprise": surprise} for row, surprise in zip(rows, surprises, strict=True)]
+    return "\n".join(map(json_line, rows))
+
+
+def describe(rows: Sequence[Json]) -> str:
+    """The ranking for a terminal."""
+    columns = [Column("rank"), Column("bits per character"), Column("bits", 2), Column("perplexity", 1)]
+    shown = [
+        (str(row["rank"]), number(row["bits_per_char"], 3), number(row["bits"], 2), number(row["perplexity"], 2))
+        for row in rows
+    ]
+    texts = [row["continuation"] for row in rows]
+    return "\n".join(
+        [
+            table([*columns, Column("continuation", words=True)], [(*a, b) for a, b in zip(shown, texts, strict=True)]),
+            "",
+            paragraph("The fewer bits, the likelier the text. The perplexity is per token."),
+        ]
+    )

@@ -32,8 +32,9 @@ def width() -> int:
 
 def program() -> str:
     """The name that this program was called by: `rnn-lm` or `python run.py`."""
-    name = Path(sys.argv[0]).name
-    return {"rnn-lm": "rnn-lm", "__main__.py": "python -m rnn_lm"}.get(name, "python run.py")
+    called = Path(sys.argv[0])
+    module = called.name == "__main__.py" and called.parent.name == "rnn_lm"
+    return "rnn-lm" if called.name == "rnn-lm" else "python -m rnn_lm" if module else "python run.py"
 
 
 def number(value: float | None, digits: int) -> str:
@@ -65,6 +66,7 @@ def command(*words: str) -> str:
     """A command to copy. Where it is too long, backslashes continue it."""
     lines = [" " * INDENT + program()]
     for word in map(shlex.quote, words):
+        word = visible(word)
         if len(lines[-1]) + len(word) + 3 > width():  # a space, and later " \"
             lines[-1] += " \\"
             lines.append(" " * 2 * INDENT + word)

@@ -2,15 +2,17 @@
 
 import html
 import io
+import unicodedata
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from rnn_lm.commands.screen import width
 from rnn_lm.files import Json
+from rnn_lm.visible import visible
 
 MOST = 10.0  # bits; more are the same red
 Surprise = Sequence[tuple[str, float]]  # a text's tokens and their bits
@@ -24,23 +26,37 @@ def shown(token: Any) -> str:
 
 
 def in_terminal(rows: Sequence[Json], surprises: Sequence[Surprise]) -> str:
-    """Tokens above their bits, in colour."""
+    """Tokens above their bits, in colour; each is as wide as it needs, at most a line."""
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, highlight=False, width=Console().width)
+    console = Console(file=out, force_terminal=True, color_system="truecolor", highlight=False, width=width())
     for row, surprise in zip(rows, surprises, strict=True):
         console.print(Text(f"{row['rank']}. {row['bits_per_char']:.2f} bits per character, {row['bits']:.1f} in all"))
-        cell = 2 + max(4, *(len(_visible(token)) for token, _ in surprise))
-        rest = iter(surprise)
-        while line := list(islice(rest, max(1, console.width // cell))):
-            tokens, bits = Text(), Text(style="dim")
-            for token, cost in line:
-                red, green, blue = _colour(cost)
-                style = Style(color="black", bgcolor=f"rgb({red},{green},{blue})")
-                tokens.append(f"{_visible(token):>{cell - 1}} ", style)
-                bits.append(f"{cost:{cell - 1}.1f} ")
-            console.print(tokens, bits, sep="\n", no_wrap=True, overflow="crop")
+        tokens, bits = Text(), Text(style="dim")
+        for token, cost in surprise:
+            shown, below = Text(_alone(token)), f"{cost:.1f}"
+            shown.truncate(console.width - 1, overflow="ellipsis")
+            wide = max(4, shown.cell_len, len(below)) + 1
+            if tokens.cell_len + wide > console.width:
+                console.print(tokens, bits, sep="\n", no_wrap=True, overflow="crop")
+                tokens, bits = Text(), Text(style="dim")
+            shown.align("right", wide - 1)
+            shown.pad_right(1)
+            shown.stylize(_style(cost))
+            tokens.append_text(shown)
+            bits.append(f"{below:>{wide - 1}} ")
+        console.print(tokens, bits, sep="\n", no_wrap=True, overflow="crop")
         console.print()
     return out.getvalue().rstrip("\n")
+
+
+def _alone(token: str) -> str:
+    """A token that can be seen alone: an accent gets a circle to stand on."""
+    return ("◌" if unicodedata.category(token[:1] or " ").startswith("M") else "") + visible(token)
+
+
+def _style(bits: float) -> Style:
+    red, green, blue = _colour(bits)
+    return Style(color="black", bgcolor=f"rgb({red},{green},{blue})")
 
 
 def in_page(prompt: str, rows: Sequence[Json], surprises: Sequence[Surprise], between: str = "") -> str:
@@ -52,21 +68,17 @@ def in_page(prompt: str, rows: Sequence[Json], surprises: Sequence[Surprise], be
         for row, surprise in zip(rows, surprises, strict=True)
     ]
     scale = "".join(_span(f" {bits} ", bits) for bits in (0, 1, 2, 4, 6, 8, 10))
-    return PAGE.format(prompt=html.escape(_visible(prompt)), scale=scale, texts="\n".join(texts))
+    return PAGE.format(prompt=html.escape(visible(prompt)), scale=scale, texts="\n".join(texts))
 
 
 def _span(token: str, bits: float) -> str:
-    title = f"{_visible(token)}: {bits:.2f} bits, probability {2**-bits:.3g}"
+    title = f"{visible(token)}: {bits:.2f} bits, probability {2**-bits:.3g}"
     red, green, blue = _colour(bits)
     end = "\n" if token.endswith("\n") else ""  # keep the line break after its ⏎
     return (
         f'<span style="background:rgb({red},{green},{blue})" title="{html.escape(title)}">'
-        f"{html.escape(token if token.isspace() and not end else _visible(token))}</span>{end}"
+        f"{html.escape(token if token.isspace() and not end else visible(token))}</span>{end}"
     )
-
-
-def _visible(text: str) -> str:
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
 
 
 def _colour(bits: float) -> tuple[int, int, int]:

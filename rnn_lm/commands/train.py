@@ -4,13 +4,16 @@ Ctrl-C saves and stops; run the same command again to resume. DIR has metrics.js
 TensorBoard events, checkpoints/ and, once the run is done, summary.json.
 """
 
-import shlex
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags, workdir_of
-from rnn_lm.commands.screen import number
+from rnn_lm.commands.screen import Column, command, number, paragraph, table
 from rnn_lm.files import Json
 from rnn_lm.plugins import IMPORTED
+
+WRITTEN = ("summary.json", "metrics.jsonl", "samples.txt", "ngram.npz", "checkpoints", "plots/learning_curve.png")
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -39,49 +42,62 @@ def describe(summary: Json, workdir: Path) -> str:
     if "ngram" in baselines:  # not in an older run's summary
         rows.append((f"n-gram model (order {baselines['ngram']['order']})", baselines["ngram"]))
     rows.append((f"this model ({summary['num_params']:,} parameters)", result))
-    table = "\n".join(
-        f"  {who:<36}{number(row['perplexity'], 2):>12}{number(row['bits_per_char'], 3):>22}" for who, row in rows
+    shown = [(who, number(row["perplexity"], 2), number(row["bits_per_char"], 3)) for who, row in rows]
+    measured = f"Measured on {result['tokens']:,} tokens of unseen {text} text, with the checkpoint that is best on the"
+    folder = [f"--workdir={workdir}", *(f"--import={name}" for name in IMPORTED)]
+    return "\n".join(
+        [
+            "",
+            paragraph(f"Finished: {summary['steps']:,} steps, {summary['tokens']:,} tokens of {corpus['source']}."),
+            "",
+            paragraph(f"How good is it? {measured} validation text (step {summary['best_step']:,}):"),
+            "",
+            table([Column("", words=True), Column("perplexity"), Column("bits per character")], shown),
+            "",
+            paragraph(" ".join(_remarks(summary, result))),
+            "",
+            paragraph(_advice(summary, result), "Advice: "),
+            "",
+            paragraph(f"Files in {workdir}: {', '.join(name for name in WRITTEN if (workdir / name).exists())}"),
+            "",
+            "Try next:",
+            command("generate", *folder, "--length=500"),
+            command("evaluate", *folder),
+        ]
     )
-    folder = " ".join([shlex.quote(str(workdir)), *(shlex.quote(f"--import={name}") for name in IMPORTED)])
-    return f"""
-Finished: {summary["steps"]:,} steps, {summary["tokens"]:,} tokens of {corpus["source"]}.
-
-How good is it? Measured on {result["tokens"]:,} tokens of unseen {text} text, with the checkpoint that is best
-on the validation text (step {summary["best_step"]:,}):
-
-  {"":<36}{"perplexity":>12}{"bits per character":>22}
-{table}
-
-{_remarks(summary, result)}
-
-Files:    {workdir}/
-            summary.json, metrics.jsonl, samples.txt, ngram.npz, checkpoints/
-            plots/learning_curve.png
-Try next: python run.py generate --workdir={folder} --length=500
-          python run.py evaluate --workdir={folder}"""
 
 
-def _remarks(summary: Json, result: Json) -> str:
-    """How to read the results, and what to try."""
+def _remarks(summary: Json, result: Json) -> Iterator[str]:
+    """How to read the results."""
     perplexity = number(result["perplexity"], 1)
-    lines = [
-        f"A perplexity of {perplexity} means that the model's prediction of the next token is as uncertain as a choice",
-        f"among {perplexity} equally likely tokens. 1 is perfect.",
-    ]
-    in_training, baselines = summary.get("train", {}).get("perplexity"), summary["baselines"]
+    yield f"A perplexity of {perplexity} means that the model's prediction of the next token is as uncertain as a"
+    yield f"choice among {perplexity} equally likely tokens. 1 is perfect."
+    in_training = summary.get("train", {}).get("perplexity")
     if in_training is not None:
-        lines.append(f"On the last training text it was {in_training:.2f}.")
-        if result["perplexity"] is not None and in_training < 0.5 * result["perplexity"]:
-            lines.append("The gap means that it memorised the training text: use a longer text or fewer steps.")
-    if result["perplexity"] is None or result["perplexity"] > baselines["unigram"]["perplexity"]:
-        lines.append("It does not beat token frequencies yet: try more steps or another learning rate.")
-    elif "ngram" in baselines and result["perplexity"] > baselines["ngram"]["perplexity"]:
-        lines.append("It does not beat the n-gram model yet: try more steps or more hidden units.")
-    if result.get("runs_away"):  # not in an older run's summary
-        every, reset = result["reset"]["every"], number(result["reset"]["perplexity"], 2)
-        lines.append(f"Over this long text the state diverges. Reset every {every} tokens, the perplexity is {reset}.")
-        lines.append("Try a longer segment_length, weight decay or fewer steps.")
+        yield f"On the last training text it was {in_training:.2f}."
     share = result.get("unknown", 0) / result["tokens"]
     if share > 0.01:
-        lines.append(f"{share:.0%} of the tokens are <unk>: bits per character cannot be compared with other models'.")
-    return "\n".join(lines)
+        yield f"{share:.0%} of the tokens are <unk>: bits per character cannot be compared with other models'."
+
+
+def _advice(summary: Json, result: Json) -> str:
+    """The one thing to try first: of all that is wrong, what hides the rest."""
+    perplexity, baselines = result["perplexity"] or math.inf, summary["baselines"]
+    in_training = summary.get("train", {}).get("perplexity") or math.inf
+    more = f"the same command with --config.steps={2 * summary['steps']} trains it further"
+    if result.get("runs_away"):  # not in an older run's summary
+        every, reset = result["reset"]["every"], number(result["reset"]["perplexity"], 2)
+        return (
+            f"over this long text the state diverges. Reset every {every} tokens, the perplexity is {reset}. Try a "
+            "longer segment_length or weight decay."
+        )
+    if in_training < 0.5 * perplexity:
+        return "it memorised the training text, as the gap to the perplexity there shows. Try a longer text or dropout."
+    if perplexity > baselines["unigram"]["perplexity"]:
+        return f"it does not beat token frequencies yet. Try another learning rate, or more steps: {more}."
+    if summary["best_step"] < 0.8 * summary["steps"]:
+        best = f"the validation text was predicted best at step {summary['best_step']:,} of {summary['steps']:,}"
+        return f"{best}, and no better since. Try a longer text or dropout."
+    if "ngram" in baselines and perplexity > baselines["ngram"]["perplexity"]:
+        return f"it does not beat the n-gram model yet. Try more hidden units, or more steps: {more}."
+    return f"it beats the baselines. To see how far it gets, {more}."

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 
 import rnn_lm
-from rnn_lm.commands import VERBS
+from rnn_lm.commands import VERBS, main
 from rnn_lm.commands.train import describe
 from rnn_lm.inference import evaluate as inference
 from rnn_lm.runs.load import corpus_of
+from tests.commands.conftest import assert_fits
 from tests.reference import forward, nats, numpy_params
 
 ROOT = Path(rnn_lm.__file__).parents[1]
@@ -46,7 +48,7 @@ def test_training_prints_results_and_runs_can_be_used(cli, tmp_path, experiment)
     workdir = tmp_path / "run"
     code, out, err = cli("--config", experiment(30), "--workdir", workdir, "--config.steps=40", "--config.seed=3")
     assert code == 0
-    for part in ("Finished: 40 steps", "perplexity", "unigram", "python run.py generate --workdir="):
+    for part in ("Finished: 40 steps", "perplexity", "unigram", "python run.py generate"):
         assert part in out
     assert "step 0/40: compiling" in err and "a sample at step 40" in err
     assert json.loads((workdir / "config.json").read_text())["seed"] == 3
@@ -93,19 +95,31 @@ def test_evaluate_warns_where_its_figures_mislead(cli, run_folder, tmp_path, mon
 def test_the_final_screen_says_what_to_make_of_the_figures(run_folder):
     summary = json.loads((run_folder / "summary.json").read_text())
     assert not summary["test"]["runs_away"] and summary["test"]["reset"]["every"] == 1000
-    good, bad = (dict(summary, test=summary["test"] | {"perplexity": p}) for p in (1.1, 1000.0))
-    worse_than_counting = dict(
-        good, baselines=summary["baselines"] | {"ngram": summary["baselines"]["ngram"] | {"perplexity": 1.05}}
-    )
-    older = dict(good, baselines={name: summary["baselines"][name] for name in ("uniform", "unigram")})
-    assert "n-gram" in describe(good, run_folder) and "n-gram" not in describe(older, run_folder)
-    away = dict(summary, test=summary["test"] | {"runs_away": True})
-    for given, remark in [
-        (bad, "It does not beat token frequencies yet"),
-        (worse_than_counting, "It does not beat the n-gram model yet"),
-        (away, "the state diverges. Reset every 1000 tokens, the perplexity is"),
-    ]:
-        assert remark in describe(given, run_folder) and remark not in describe(good, run_folder)
+    assert "plots/learning_curve.png" in describe(summary, run_folder)
+
+    def said(perplexity, *, train=1.1, ngram=2.0, best_step=60, away=False, unknown=0):
+        changed = {
+            "test": summary["test"] | {"perplexity": perplexity, "runs_away": away, "unknown": unknown},
+            "train": {"perplexity": train},
+            "best_step": best_step,
+            "baselines": summary["baselines"] | {"ngram": {"order": 6, "perplexity": ngram, "bits_per_char": 1.0}},
+        }
+        return " ".join(describe(summary | changed, run_folder).split())
+
+    advice = {
+        "it beats the baselines. To see how far it gets, the same command with --config.steps=120": said(1.1),
+        "it does not beat the n-gram model yet. Try more hidden units, or more steps:": said(2.1, train=1.5),
+        "it does not beat token frequencies yet. Try another learning rate, or more steps:": said(1e3, train=900),
+        "it memorised the training text": said(1e3),
+        "predicted best at step 40 of 60, and no better since": said(1.2, best_step=40),
+        "the state diverges. Reset every 1000 tokens, the perplexity is": said(1e3, away=True),
+    }
+    for wanted, screen in advice.items():
+        assert screen.count("Advice: ") == 1 and [text for text in advice if text in screen] == [wanted]
+    assert "does not beat token frequencies" in said(None, train=None)  # null is an infinite perplexity
+    assert "5% of the tokens are <unk>" in said(1.1, unknown=summary["test"]["tokens"] // 20)
+    older = summary | {"baselines": {name: summary["baselines"][name] for name in ("uniform", "unigram")}}
+    assert "n-gram" not in describe(older, run_folder)
 
 
 @pytest.mark.parametrize("mix, dynamic", [("ngram", False), ("none", True), ("ngram", True)])
@@ -129,6 +143,28 @@ def test_evaluate_without_a_text_is_the_test_split_of_the_summary(cli, run_folde
     assert code == 0
     assert json.loads(out)["nll"] == pytest.approx(summary["test"]["nll"], rel=1e-6)
     assert json.loads(out)["tokens"] == summary["test"]["tokens"]
+
+
+def test_results_for_people_fit_their_terminal(run_folder, capsys, columns, tmp_path):
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert_fits(
+        describe(summary, run_folder).replace(str(run_folder), "runs/small"),
+        columns,
+        f"{summary['test']['perplexity']:.2f}",
+        "Advice:",
+    )
+    assert main(["evaluate", f"--workdir={run_folder}"]) == 0
+    screen = capsys.readouterr().out
+    figures = [summary["test"], summary["test"]["reset"]]
+    assert_fits(screen.replace(str(tmp_path.parent), ""), columns, *(f"{row['nll']:.4f}" for row in figures))
+    assert "{" not in screen and "one stream" in screen and "|h| = " in screen
+    assert main(["generate", f"--workdir={run_folder}", "--length=5", "--num_samples=2"]) == 0
+    assert re.fullmatch(r"(?s)--- sample 0\n.{6}\n--- sample 1\n.{6}\n", capsys.readouterr().out)
+    (tmp_path / "in").write_text("the machine " * 20)
+    assert main(["compress", f"--workdir={run_folder}", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    screen = capsys.readouterr().out
+    assert_fits(screen, columns, "240", f"{(tmp_path / 'out').stat().st_size}")
+    assert screen.startswith("240 bytes became") and "probabilities promise" in screen
 
 
 def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):

@@ -3,9 +3,12 @@ import re
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 import rnn_lm
+from rnn_lm.commands import main
 from rnn_lm.commands.surprise import in_terminal, shown
+from tests.commands.conftest import assert_fits, plain
 
 
 @pytest.fixture
@@ -99,3 +102,52 @@ def test_a_mixture_scores_too(cli, run_folder):
     model, vocabulary = rnn_lm.load(run_folder, mix="ngram")
     expected = rnn_lm.score(model, vocabulary.encode("the "), [vocabulary.encode("machine")])[0].sum()
     assert mixed["log_prob"] == pytest.approx(-expected)
+
+
+def tokens_and_bits(screen):
+    """The pairs of lines in the middle of the screen of one text."""
+    lines = plain(screen).splitlines()[1:]
+    return list(zip(lines[::2], lines[1::2], strict=True))
+
+
+def test_bits_stand_under_the_ends_of_their_tokens_whatever_those_are(columns):
+    row = {"rank": 1, "bits": 12.5, "bits_per_char": 6.25}
+    texts = [
+        "the",
+        "http://example.org/" + 130 * "x",
+        "cat",
+        "日本語です",
+        "👍",
+        "\x1b[31mred",
+        "\u0301",
+        "e\u0301a",
+        "\u202e",
+    ]
+    costs = [1.1, 1126.9, 2.2, 3.3, 4.4, 5.5, 6.6, 7.7, 8.8]
+    screen = in_terminal([row], [list(zip(texts, costs, strict=True))])
+    assert_fits(screen, columns, *map(str, costs))
+    assert "\x1b[31mred" not in screen and "␛[31mred" in screen and "\\u202e" in screen and "◌\u0301" in screen
+    found = []
+    for tokens, bits in tokens_and_bits(screen):
+        ends = [cell_len(bits[: match.end()]) for match in re.finditer(r"[\d.]+", bits)]
+        found += [tokens_until(tokens, end).split()[-1] for end in ends]
+    assert [text[:18] for text in found[:4]] == ["the", "http://example.org", "cat", "日本語です"]
+    assert found[4:] == ["👍", "␛[31mred", "◌\u0301", "e\u0301a", "\\u202e"]
+
+
+def tokens_until(line, end):
+    """The part of a line in the first `end` columns."""
+    return next(line[:i] for i in reversed(range(len(line) + 1)) if cell_len(line[:i]) == end)
+
+
+def test_a_ranking_fits_the_terminal(run_folder, capsys, columns, tmp_path):
+    (tmp_path / "lines.txt").write_text("the machine\nthe cat sat " + 100 * "x" + " on a mat\n\x1b[31m\n")
+    flags = [f"--workdir={run_folder}", f"--text={tmp_path / 'lines.txt'}", "--continuation=seen before"]
+    assert main(["score", *flags]) == 0
+    screen, err = capsys.readouterr()
+    rows = [line.split() for line in screen.splitlines() if re.match(r" +\d ", line)]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4"] and float(rows[0][1]) < float(rows[3][1])
+    assert_fits(screen, columns, *rows[0][1:3], *rows[3][1:3])
+    assert "\x1b" not in screen + err and "␛[31m" in screen and "seen before" in screen
+    assert main(["score", *flags, "--surprise"]) == 0
+    assert_fits(capsys.readouterr().out, columns)
