@@ -8,10 +8,11 @@ DIR/compare.json has the results, DIR/plots/ the plots.
 
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags, workdir_of
-from rnn_lm.commands.screen import listing, number
+from rnn_lm.commands.screen import Column, listing, number, paragraph, table
 from rnn_lm.config import NAMES
 from rnn_lm.files import Json
 from rnn_lm.plots import can_draw
@@ -40,6 +41,17 @@ def names_of(result: Json) -> dict[str, str]:
     return {name: NAMES.get(name, name) for name in names}
 
 
+COLUMNS = [
+    Column("", words=True),
+    Column("context"),
+    Column("numbers", drop=1),
+    Column("perplexity"),
+    Column("bits/char"),
+    Column("tokens/s", drop=3),
+    Column("training", drop=2),
+]
+
+
 def describe(result: Json) -> str:
     """The table and remarks on it."""
     names = names_of(result)
@@ -48,37 +60,42 @@ def describe(result: Json) -> str:
     rows = [("uniform", models["uniform"]), ("unigram", models["unigram"])]
     rows += [(f"{row['order']}-gram", row) for row in result["ngrams"][1:]]
     rows += [(shown, models[name]) for name, shown in names.items()]
-    lines = [
-        f"{corpus['source']}: {result['tokens']:,} tokens of the {result['split']} split, vocabulary size {size}.",
-        f"Networks were trained on {result['train_tokens']:,} tokens (seed {result['seed']}), n-grams were counted on "
-        f"{ngram['train_tokens']:,}.",
-        "",
-        f"  {'':<10}{'context':>10}{'numbers':>13}{'perplexity':>13}{'bits/char':>12}{'tokens/s':>12}{'training':>12}",
-        *(_line(shown, row) for shown, row in rows),
-        "",
-        "'context' counts the tokens that a prediction uses, 'numbers' counts parameters or stored n-grams.",
+    unseen = f"{result['tokens']:,} tokens of the {result['split']} split, vocabulary size {size}"
+    budget = f"Networks were trained on {result['train_tokens']:,} tokens (seed {result['seed']})"
+    return "\n".join(
+        [
+            paragraph(f"{corpus['source']}: {unseen}. {budget}, n-grams were counted on {ngram['train_tokens']:,}."),
+            "",
+            table(COLUMNS, [_cells(shown, row) for shown, row in rows]),
+            "",
+            *map(paragraph, _remarks(result, models, names)),
+        ]
+    )
+
+
+def _remarks(result: Json, models: dict[str, Json], names: dict[str, str]) -> Iterator[str]:
+    """How to read the table."""
+    ngram, size = models["ngram"], result["corpus"]["vocab_size"]
+    yield "'context' counts the tokens that a prediction uses, 'numbers' counts parameters or stored n-grams."
+    yield (
         f"N-gram order {ngram['order']} is best on the validation text: it stores {ngram['num_params']:,} of "
-        f"{size}^{ngram['order']} = {ngram['num_possible']:.1e} possible n-grams.",
-        "A recurrent network has the same number of parameters for any context.",
-    ]
+        f"{size}^{ngram['order']} = {ngram['num_possible']:.1e} possible n-grams."
+    )
+    yield "A recurrent network has the same number of parameters for any context."
     if (share := result["unknown"] / result["tokens"]) > 0.01:
-        lines.append(f"{share:.0%} of the tokens are <unk>: bits/char cannot be compared across vocabularies.")
+        yield f"{share:.0%} of the tokens are <unk>: bits/char cannot be compared across vocabularies."
     if away := [shown for name, shown in names.items() if models[name]["runs_away"]]:
-        lines.append(f"Over this long text the state diverges: {', '.join(away)}. See `evaluate`.")
+        yield f"Over this long text the state diverges: {', '.join(away)}. See `evaluate`."
     nlls = {name: math.inf if row["nll"] is None else row["nll"] for name, row in models.items()}  # null: not finite
     if behind := [shown for name, shown in names.items() if nlls[name] > nlls["ngram"]]:
-        lines.append(f"The n-gram model still beats {', '.join(behind)}: try more steps or a longer text.")
-    return "\n".join(lines)
+        yield f"The n-gram model still beats {', '.join(behind)}: try more steps or a longer text."
 
 
-def _line(shown: str, row: Json) -> str:
+def _cells(shown: str, row: Json) -> list[str]:
     speed, seconds = row.get("tokens_per_second"), row.get("train_seconds")
-    cells = [
-        f"  {shown:<10}{row.get('context', 'any'):>10}{row['num_params']:>13,}",
-        f"{number(row['perplexity'], 2):>13}{number(row['bits_per_char'], 3):>12}",
-        f"{f'{speed:,.0f}' if speed else '':>12}{format_seconds(seconds) if seconds else '':>12}",
-    ]
-    return "".join(cells).rstrip()
+    cells = [shown, f"{row.get('context', 'any')}", f"{row['num_params']:,}"]
+    cells += [number(row["perplexity"], 2), number(row["bits_per_char"], 3)]
+    return [*cells, f"{speed:,.0f}" if speed else "", format_seconds(seconds) if seconds else ""]
 
 
 def _draw(folder: Path, result: Json, num_hiddens: int) -> list[Path]:

@@ -6,14 +6,13 @@ time of a training step. Prints the findings; DIR/inspect.json has all numbers, 
 """
 
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from rnn_lm.commands.flags import FlagValues, define, define_text_flags, workdir_of
-from rnn_lm.commands.screen import listing
+from rnn_lm.commands.screen import listing, paragraph
 from rnn_lm.config import model_name, text_name
 from rnn_lm.errors import UserError
 from rnn_lm.files import Json
@@ -63,9 +62,9 @@ def run(flags: FlagValues) -> str:
         back = "no gradients through time (the model has no state)"
     write_json(workdir / "inspect.json", {"text": text.name, "window": flags.window} | sections)
     pictures = _draw(workdir / "plots", sections, _subjects(config, read_summary(workdir), text.name))
-    findings = [textwrap.fill(f"- {s['finding']}", 100, subsequent_indent="  ") for s in sections.values()]
+    findings = [paragraph(s["finding"], "- ") for s in sections.values()]
     files = listing(workdir / "inspect.json", *pictures)
-    return "\n".join([f"{workdir} on {text.name}, {back}:", "", *findings, "", files])
+    return "\n".join([paragraph(f"{workdir} on {text.name}, {back}:"), "", *findings, "", files])
 
 
 def _subjects(config: ConfigDict, summary: Json | None, text: str) -> dict[str, str]:

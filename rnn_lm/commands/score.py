@@ -2,8 +2,8 @@
 
 Prints a table on a terminal, elsewhere a JSON line for each, the fewest bits per character first: "rank",
 "continuation", "log_prob" (natural logarithm), "bits", "bits_per_char", "perplexity" (per token) and "comparable":
-whether the tokens are the text itself, so that bits per character compare with those of other models. With --surprise it
-also shows the bits of each token: in colour on a terminal, elsewhere as "surprise", a list of [token, bits].
+whether the tokens are the text itself, so that bits per character compare with those of other models. With --surprise
+it also shows the bits of each token: in colour on a terminal, elsewhere as "surprise", a list of [token, bits].
 """
 
 import math

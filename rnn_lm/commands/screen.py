@@ -62,9 +62,9 @@ def paragraph(text: str, first: str = "", rest: str | None = None) -> str:
     return textwrap.fill(visible(text, keep="\n"), width(), initial_indent=first, subsequent_indent=rest, **options)
 
 
-def command(*words: str) -> str:
-    """A command to copy. Where it is too long, backslashes continue it."""
-    lines = [" " * INDENT + program()]
+def command(*words: str, start: str | None = None) -> str:
+    """A command to copy, of this program unless `start` is another. Where it is too long, backslashes continue it."""
+    lines = [" " * INDENT + (program() if start is None else start)]
     for word in map(shlex.quote, words):
         word = visible(word)
         if len(lines[-1]) + len(word) + 3 > width():  # a space, and later " \"

@@ -11,14 +11,15 @@ job arrays, N processes with --shard=0/N to N-1/N fill one folder, in any order.
 """
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags, workdir_of
-from rnn_lm.commands.screen import listing, number
+from rnn_lm.commands.screen import Column, command, listing, number, paragraph, program, table
 from rnn_lm.config import load_sweep, model_name, text_name
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, short_name
@@ -26,6 +27,7 @@ from rnn_lm.files import Json, alone_in
 from rnn_lm.plots import can_draw
 
 MAX_ROWS = 40  # of the table
+MAX_FIELDS = 3  # with columns of their own
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -38,15 +40,15 @@ def run(flags: FlagValues) -> str:
     workdir = workdir_of(flags, Path("runs") / f"{Path(flags.config).stem}-sweep")
     shard = parse_shard(flags.shard)
     fields = [field for field in FIELDS if flags[f"config.{field}"].present and field != "sweep.mode"]
-    command = ["python", "run.py", f"--config={flags.config}"]
-    command += [f"--import={name}" for name in flags["import"].value or ()]
-    command += [f"--config.{field}={flags[f'config.{field}'].value}" for field in fields]
+    trains = [*program().split(), f"--config={flags.config}"]
+    trains += [f"--import={name}" for name in flags["import"].value or ()]
+    trains += [f"--config.{field}={flags[f'config.{field}'].value}" for field in fields]
 
     from rnn_lm.sweeps.results import RESULTS, TABLE
     from rnn_lm.sweeps.sweep import sweep, use_all_cores
 
     use_all_cores()
-    result = sweep(config, overrides, workdir, shard=shard, command=command)
+    result = sweep(config, overrides, workdir, shard=shard, command=trains)
     with alone_in(workdir):  # other shards draw too
         pictures = _draw(workdir / "plots", result, config)
     files = listing(workdir / RESULTS, workdir / TABLE, *pictures, f"{workdir}/MEMBER/ (one run each)")
@@ -63,30 +65,62 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def describe(result: Json) -> str:
     """The ranking of the settings and remarks on it."""
-    members, settings = result["members"], result["settings"]
-    split = "test" if any(row["test"] for row in members) else "valid"
+    settings = result["settings"]
+    split = "test" if any(row["test"] for row in result["members"]) else "valid"
     fields = list(dict.fromkeys(field for setting in settings for field in setting["overrides"]))
-    heads = ["rank", *map(short_name, fields)]
-    heads += ["seeds", "validation nats", "± s.e.", f"{split} perplexity", "bits/char", "± s.e."]
+    columns = [Column("rank"), *(Column(short_name(field)) for field in fields), Column("seeds", drop=1)]
+    columns += [Column("validation nats"), Column("± s.e.", drop=2), Column(f"{split} perplexity", drop=4)]
+    columns += [Column(f"{split} bits/char"), Column("± s.e.", drop=3)]
     rows = [
         [str(rank), *(_cell(setting["overrides"].get(field)) for field in fields), *_figures(setting, split)]
         for rank, setting in enumerate(settings[:MAX_ROWS], start=1)
     ]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [heads, *rows]]
-    if len(settings) > MAX_ROWS:
-        lines.append(f"… and {len(settings) - MAX_ROWS} more")
+    if len(fields) > MAX_FIELDS:  # they share a column
+        columns[1 : 1 + len(fields)] = [Column("setting", words=True)]
+        for row, setting in zip(rows, settings, strict=False):
+            row[1 : 1 + len(fields)] = [
+                " ".join(f"{short_name(f)}={_cell(v)}" for f, v in setting["overrides"].items())
+            ]
+    more = len(settings) - MAX_ROWS
+    return "\n".join(
+        [
+            table(columns, rows) + (f"\n  … and {more} more" if more > 0 else ""),
+            "",
+            *map(paragraph, _remarks(result, "test" if split == "test" else "validation")),
+            *_next(result),
+        ]
+    )
+
+
+def _remarks(result: Json, text: str) -> Iterator[str]:
+    """How to read the table."""
+    members = result["members"]
+    yield (
+        f"{len(members)} members. Validation nats are per token, and they rank the settings. Perplexity and bits per "
+        f"character are those of the {text} text. s.e. is the standard error of the mean over the seeds."
+    )
     diverged, unfinished = (
         [row["name"] for row in members if row["status"] == status] for status in ("diverged", "unfinished")
     )
-    lines += ["", f"{len(members)} members; nats are per token, s.e. is the standard error of the mean over the seeds."]
     if diverged:
-        lines.append(f"{len(diverged)} diverged: {' '.join(diverged[:8])}{' …' if len(diverged) > 8 else ''}")
+        yield f"{len(diverged)} diverged: {' '.join(diverged[:8])}{' …' if len(diverged) > 8 else ''}"
     if unfinished:
-        lines.append(f"Members of other shards that are not finished yet: {len(unfinished)}.")
+        yield f"Members of other shards that are not finished yet: {len(unfinished)}."
+
+
+def _next(result: Json) -> Iterator[str]:
+    """What to do with the best member, whose run is there; a copy is trained further, so that the sweep stays."""
     if best := result["best"]:
-        lines += ["", f"Best on the validation text: {best['name']}. To train it alone:", f"  {best['command']}"]
-    return "\n".join(lines)
+        [row] = [row for row in result["members"] if row["name"] == best["name"]]
+        trains = shlex.split(best["command"])[len(program().split()) :]
+        copy = trains[-1].removeprefix("--workdir=")
+        yield ""
+        yield paragraph(f"Best on the validation text: {best['name']}. Its run is in the sweep's folder:")
+        imported = [word for word in trains if word.startswith("--import=")]
+        yield command("generate", f"--workdir={row['workdir']}", *imported, "--length=500")
+        yield "To train it for longer, continue a copy:"
+        yield command("-r", row["workdir"], copy, start="cp")
+        yield command(*trains, f"--config.steps={2 * row['steps']}")
 
 
 def _figures(setting: Json, split: str) -> Sequence[str]:

@@ -66,7 +66,8 @@ def write_identity(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
     """Writes `config.json` and `vocabulary.json`, and removes the files of a run that has ended."""
     resolved = config.to_dict()
     resolved["corpus"]["sha256"] = corpus.sha256
-    if config.corpus.path:  # valid from any folder
+    if config.corpus.path:  # valid from any folder; no source was read
+        del resolved["corpus"]["source"]
         resolved["corpus"]["path"] = os.path.abspath(os.path.expanduser(config.corpus.path))
     if IMPORTED:  # for those who load the run
         resolved["import"] = IMPORTED

@@ -43,6 +43,7 @@ def write_results(workdir: Path, members: Sequence[Member], command: Sequence[st
             flags = [f"--config.{field}={shown(value)}" for field, value in best["overrides"].items()]
             alone = beside(workdir, f"{workdir.resolve().name.removesuffix('-sweep')}-best")
             folder = free_folder(alone) if alone.exists() else alone
+            # The command trains it again in another folder, or continues it there if its run is copied to it.
             result["best"] = {"name": best["name"], "command": shlex.join([*command, *flags, f"--workdir={folder}"])}
         write_json(workdir / RESULTS, result)
         write_text(workdir / TABLE, _csv(rows))
@@ -114,7 +115,8 @@ def row_of(member: Member) -> Json:
     for split in ("valid", "test"):
         if split in summary:
             row[split] = {name: summary[split][name] for name in (*FIGURES, "tokens")}
-    about = {name: summary[name] for name in ("steps", "num_params", "tokens_per_second")}
+    about = {name: summary[name] for name in ("steps", "num_params", "tokens_per_second", "wall_seconds")}
+    about["train_nll"] = summary.get("train", {}).get("nll")  # of the last training line, if there is one
     return row | {"status": "finished", "mode": "vmap" if summary["lanes"] > 1 else "sequential"} | about
 
 
@@ -130,7 +132,7 @@ def _csv(rows: Sequence[Json]) -> str:
     """A line for each member, with a column for each overridden field."""
     fields = list(dict.fromkeys(field for row in rows for field in row["overrides"]))
     figures = [(split, name) for split in ("valid", "test") for name in FIGURES]
-    about = ["steps", "num_params", "mode", "workdir"]
+    about = ["steps", "num_params", "mode", "workdir", "wall_seconds", "tokens_per_second", "train_nll"]
     lines = [["name", "status", *fields, *(f"{split}_{name}" for split, name in figures), *about]]
     for row in rows:
         overridden: list[Value | None] = [row["overrides"].get(field) for field in fields]

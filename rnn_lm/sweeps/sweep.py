@@ -151,7 +151,13 @@ def train_members(
     failed, free = threading.Event(), SimpleQueue[jax.Device]()
     for device in devices:
         free.put(device)
-    display = SweepDisplay(len(going), sum(member.config.steps * tokens_per_step(member.config) for member in going))
+    tokens = {member.name: member.config.steps * tokens_per_step(member.config) for member in members}
+    display = SweepDisplay(
+        len(members),
+        sum(tokens.values()),
+        finished=len(members) - len(going),
+        before=sum(tokens.values()) - sum(tokens[member.name] for member in going),
+    )
     for remark in dict.fromkeys(itertools.chain.from_iterable(remarks(member.config) for member in going)):
         display.message(remark)
 
@@ -196,6 +202,7 @@ def _train_job(
     if stop() or all(member.ended for member in job):
         return
     config, corpus = job[0].config, job[0].corpus
+    shown = display.of(job[0].name + (f" and {len(job) - 1} more" if job[1:] else ""), cohort_of(config))
     prepare(config)
     program, numbers = program_of(config, len(corpus.vocabulary))
     batches = batches_of(program, corpus)
@@ -214,10 +221,12 @@ def _train_job(
             ]
             going = sum(not run.ended for run in runs)
             with closing(Trainer(runs, batches, started=started)) as trainer:
-                trainer.run(stop, display.of(trainer.first_step, going * tokens_per_step(config)))
+                shown.start(trainer.first_step, going * tokens_per_step(config))
+                trainer.run(stop, shown)
             if stop() or not counted.wait(stop=stop):
                 return
             finish(trainer, counted)
+            shown.end()
             for member, run in zip(part, runs, strict=True):
                 if not run.ended:
                     on_end(member)

@@ -3,11 +3,16 @@
 import sys
 import threading
 import time
+from collections.abc import Hashable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from rnn_lm.visible import visible
+
 SECONDS_BETWEEN_LINES = 5.0
+MAX_NAME = 16  # characters of a job's name beside the bar
+WIDE = 100  # columns of a terminal from which the bar is a long one
 
 
 class Display:
@@ -34,23 +39,29 @@ class _Bar(Display):
         self._last_line = -SECONDS_BETWEEN_LINES
         self._bar: Progress | None = None
         if sys.stderr.isatty():
-            column = TextColumn("{task.description}", markup=False)
+            console, column = Console(stderr=True), TextColumn("{task.description}", markup=False)
+            self._wide = 24 if console.width >= WIDE else 10
             self._bar = Progress(
-                BarColumn(bar_width=24), column, console=Console(stderr=True), refresh_per_second=4, transient=True
+                BarColumn(bar_width=self._wide), column, console=console, refresh_per_second=4, transient=True
             )
-            self._task = self._bar.add_task(text.rpartition(": ")[2], total=total, completed=done)
+            self._task = self._bar.add_task(text, total=total, completed=done)
             self._bar.start()
         else:
             self.message(text)
 
-    def _show(self, done: int, text: str) -> None:
+    def _show(self, done: int, *parts: str) -> None:
+        """Shows the parts of a text. On a narrow terminal the first and the last one stay longest."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=text)
+            left = [*parts]
+            while len(left) > 1 and len("  ".join(left)) > self._bar.console.width - self._wide - 2:
+                left.pop(-2 if len(left) > 2 else -1)
+            self._bar.update(self._task, completed=done, description="  ".join(left))
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or done == self._total:
             self._last_line = time.monotonic()
-            self.message(text)
+            self.message("  ".join(parts))
 
     def message(self, text: str) -> None:
+        text = visible(text, keep="\n\t")
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
@@ -71,31 +82,55 @@ class ProgressDisplay(_Bar):
         train, valid = (f"{p:.2f}" if p else "…" for p in (self.train_perplexity, self.valid_perplexity))
         self._show(
             step,
-            f"step {step}/{self._total}  perplexity {train} (validation {valid})  {tokens_per_second:,.0f} tokens/s  "
+            f"step {step}/{self._total}",
+            f"perplexity {train} (validation {valid})",
+            f"{tokens_per_second:,.0f} tokens/s",
             f"{format_seconds(seconds_per_step * (self._total - step))} left",
         )
 
 
 class SweepDisplay(_Bar):
-    """A sweep's finished members, its tokens, tokens per second and remaining time."""
+    """A sweep's finished members, what it does besides training, its tokens, their speed and the remaining time."""
 
-    def __init__(self, members: int, tokens: int):
-        """`tokens`: those of all these members, including what earlier processes trained."""
-        self._members, self._finished = members, 0
-        self._now = self._trained = 0  # tokens; the second without those of earlier processes
+    def __init__(self, members: int, tokens: int, *, finished: int = 0, before: int = 0):
+        """`tokens`: those of all members; `before`: of those `finished` that earlier processes trained."""
+        self._members, self._finished = members, finished
+        self._now, self._trained = before, 0  # tokens; the second without those of earlier processes
         self._first: tuple[float, int] | None = None  # the time and the trained tokens at the first update
+        self._programs: set[Hashable] = set()  # those that have been compiled
+        self._doing: dict[object, str] = {}  # by job
         self._lock = threading.Lock()
-        super().__init__(0, tokens, f"{members} members to train: compiling …")
+        ended = f"{finished} of {members} members finished, " if finished else ""
+        super().__init__(before, tokens, f"{ended}{members - finished} members to train")
 
-    def of(self, first_step: int, tokens_per_step: int) -> Display:
-        """The display of one job; `tokens_per_step` sums over its members."""
+    def of(self, name: str, program: Hashable) -> "JobDisplay":
+        """The display of a job that starts now. It says so if the job's program is new, since it takes a while then."""
+        job = JobDisplay(self, name)
         with self._lock:
-            self._now += first_step * tokens_per_step
-        return _JobDisplay(self, first_step, tokens_per_step)
+            is_new = program not in self._programs
+            self._programs.add(program)
+            if is_new and self._bar is None:
+                self.message(f"compiling {name} …")
+        job.say("compiling" if is_new else "starting")
+        return job
 
-    def add(self, tokens: int) -> None:
-        """Counts tokens that a job was trained on."""
+    def do(self, job: object, what: str) -> None:
+        """Shows what a job does besides training; an empty text: nothing."""
         with self._lock:
+            self._doing.pop(job, None)
+            if what:
+                self._doing[job] = what
+            self._show_all()
+
+    def resume(self, tokens: int) -> None:
+        """Counts tokens that earlier processes trained a job on."""
+        with self._lock:
+            self._now += tokens
+
+    def add(self, job: object, tokens: int) -> None:
+        """Counts tokens that a job, which trains now, was trained on."""
+        with self._lock:
+            self._doing.pop(job, None)
             self._now += tokens
             self._trained += tokens
             self._show_all()
@@ -109,23 +144,40 @@ class SweepDisplay(_Bar):
 
     def _show_all(self) -> None:
         now, tokens = self._now, self._total
-        seconds, before = self._first = self._first or (time.monotonic(), self._trained)
-        text = f"{self._finished} of {self._members} finished  {now / tokens:.0%} of {tokens:,} tokens"
-        if (elapsed := time.monotonic() - seconds) and self._trained > before:
-            speed = (self._trained - before) / elapsed
-            text += f"  {speed:,.0f} tokens/s  {format_seconds((tokens - now) / speed)} left"
-        self._show(now, text)
+        parts = [f"{self._finished} of {self._members} finished", f"{now / tokens:.0%} of {tokens:,} tokens"]
+        if self._trained:  # from the first update on: it compiled, so the time before says nothing
+            seconds, before = self._first = self._first or (time.monotonic(), self._trained)
+            if (elapsed := time.monotonic() - seconds) and self._trained > before:
+                speed = (self._trained - before) / elapsed
+                parts += [f"{speed:,.0f} tokens/s", f"{format_seconds((tokens - now) / speed)} left"]
+        self._show(now, *parts, *list(self._doing.values())[-1:])
 
 
-class _JobDisplay(Display):
+class JobDisplay(Display):
     """Reports the tokens of one job to the sweep's display."""
 
-    def __init__(self, whole: SweepDisplay, step: int, tokens_per_step: int):
-        self._whole, self._step, self._tokens_per_step = whole, step, tokens_per_step
+    def __init__(self, whole: SweepDisplay, name: str):
+        self._whole, self._name = whole, name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
+
+    def start(self, step: int, tokens_per_step: int) -> None:
+        """Called before the first dispatch; `tokens_per_step` sums over the members."""
+        self._step, self._tokens_per_step = step, tokens_per_step
+        self._whole.resume(step * tokens_per_step)
 
     def update(self, step: int, tokens_per_second: float, seconds_per_step: float) -> None:
-        self._whole.add((step - self._step) * self._tokens_per_step)
+        self._whole.add(self, (step - self._step) * self._tokens_per_step)
         self._step = step
+
+    def close(self) -> None:
+        """Called after the last step."""
+        self.say("scoring")
+
+    def say(self, what: str) -> None:
+        self._whole.do(self, f"{what} {self._name} …")
+
+    def end(self) -> None:
+        """Called once its members are scored."""
+        self._whole.do(self, "")
 
 
 def format_seconds(seconds: float) -> str:

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import rnn_lm
+from rnn_lm import plots
 from rnn_lm.commands import VERBS, main
 from rnn_lm.commands.train import describe
 from rnn_lm.inference import evaluate as inference
+from rnn_lm.runs.folder import read_config
 from rnn_lm.runs.load import corpus_of
 from tests.commands.conftest import assert_fits
 from tests.reference import forward, nats, numpy_params
@@ -143,6 +145,25 @@ def test_evaluate_without_a_text_is_the_test_split_of_the_summary(cli, run_folde
     assert code == 0
     assert json.loads(out)["nll"] == pytest.approx(summary["test"]["nll"], rel=1e-6)
     assert json.loads(out)["tokens"] == summary["test"]["tokens"]
+
+
+def test_without_matplotlib_no_plot_is_announced_and_the_hint_comes_once(run_folder, tmp_path, capsys, monkeypatch):
+    shutil.copytree(run_folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "plots")
+    summary = json.loads((run_folder / "summary.json").read_text())
+    screen = describe(summary, tmp_path / "run")
+    assert "metrics.jsonl" in screen and "plots" not in screen
+    plots._say_what_is_missing.cache_clear()
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    assert [plots.can_draw() for _ in range(3)] == [False] * 3
+    assert capsys.readouterr().err == "no plots: matplotlib is missing (pip install 'rnn_lm[plots]')\n"
+    plots._say_what_is_missing.cache_clear()
+
+
+def test_the_config_of_a_run_on_a_path_names_no_other_text(run_folder, text_file):
+    corpus = json.loads((run_folder / "config.json").read_text())["corpus"]
+    assert corpus["path"] == str(text_file) and "source" not in corpus
+    assert read_config(run_folder)[0].corpus.source == "shakespeare"  # the default, as in older runs
 
 
 def test_results_for_people_fit_their_terminal(run_folder, capsys, columns, tmp_path):

@@ -17,6 +17,7 @@ from rnn_lm.ngram import NGramLM
 from rnn_lm.plots.rivals import COMPARISON
 from rnn_lm.runs.folder import read_config
 from rnn_lm.sweeps import rivals as module
+from tests.commands.conftest import assert_fits
 
 pytestmark = pytest.mark.slow  # four networks are trained
 
@@ -102,7 +103,7 @@ def test_the_screen_and_the_pictures_say_it(compared, tmp_path):
     for part in ("uniform", "10-gram", "MLP", "LSTM", "The n-gram model still beats MLP, Elman, GRU, LSTM"):
         assert part in screen
     assert "diverges" not in screen
-    assert max(map(len, screen.splitlines())) <= 120
+    assert max(map(len, screen.splitlines())) <= 79
     models = [row | ({"runs_away": True, "nll": None, "perplexity": None} if row["name"] == "lstm" else {})
               for row in result["models"]]  # fmt: skip
     assert "the state diverges: LSTM." in describe(result | {"models": models})
@@ -110,6 +111,13 @@ def test_the_screen_and_the_pictures_say_it(compared, tmp_path):
     for name, draw in COMPARISON.items():
         assert (folder / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         draw(tmp_path / f"{name}.png", result | {"ngrams": result["ngrams"][:1]}, NAMES, of="models")
+
+
+def test_the_table_fits(compared, columns):
+    _, result = compared
+    screen = describe(result | {"corpus": result["corpus"] | {"source": "a/text.txt"}})
+    assert_fits(screen, columns, *(f"{row['perplexity']:.2f}" for row in result["models"]))
+    assert ("tokens/s" in screen) == (columns > 60) and "any" in screen
 
 
 def test_mistakes_are_one_line(compared, flags, tmp_path, capsys):

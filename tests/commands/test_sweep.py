@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +17,9 @@ import pytest
 from rnn_lm.commands import main
 from rnn_lm.commands.sweep import describe, parse_shard
 from rnn_lm.errors import UserError
+from rnn_lm.files import read_json
 from rnn_lm.sweeps.results import settings_of
+from tests.commands.conftest import assert_fits
 from tests.training.test_loop import assert_same_run
 
 CONFIG = """
@@ -49,10 +53,10 @@ def swept(flags):
     return Path(flags[2].removeprefix("--workdir=")), printed[0]
 
 
-def test_the_screen_has_a_ranking_and_a_command_that_trains_the_best_again(swept, cli, tmp_path):
+def test_the_screen_has_a_ranking_and_the_folder_of_the_best(swept, cli, tmp_path):
     folder, out = swept
     lines = out.splitlines()
-    assert [line.split()[:3] for line in lines[1:4]] == [
+    assert [line.split()[:3] for line in lines[2:5]] == [
         ["1", "0.01", "2/2"],
         ["2", "0.001", "2/2"],
         ["3", "1e+09", "0/1"],
@@ -61,9 +65,13 @@ def test_the_screen_has_a_ranking_and_a_command_that_trains_the_best_again(swept
     result = json.loads((folder / "results.json").read_text())
     best = min((row for row in result["members"] if row["valid"]), key=lambda row: row["valid"]["nll"])
     assert result["best"]["name"] == best["name"] and "learning_rate=0.01,seed=" in best["name"]
-    [command] = [line.strip() for line in lines if line.startswith("  python run.py ")]
-    assert command == result["best"]["command"] and command.endswith("/rates-best")
-    arguments = command.split()[2:-1]  # all but `python run.py` and the folder
+    said = [line.strip() for line in out.replace("\\\n", "").splitlines()]
+    generate, copy, longer = (shlex.split(line) for line in said if line.startswith(("python run.py", "cp ")))
+    assert generate[2:] == ["generate", f"--workdir={best['workdir']}", "--length=500"]
+    assert copy[:-1] == ["cp", "-r", best["workdir"]] and copy[-1].endswith("/rates-best")
+    assert longer == [*shlex.split(result["best"]["command"]), "--config.steps=60"]
+    arguments = longer[2:-2]  # all but `python run.py`, the folder and the steps
+    assert longer[-2] == f"--workdir={copy[-1]}"
     assert cli(*arguments, f"--workdir={tmp_path / 'best'}")[0] == 0
     assert_same_run(tmp_path / "best", Path(best["workdir"]))
     summary = json.loads((tmp_path / "best" / "summary.json").read_text())
@@ -72,12 +80,49 @@ def test_the_screen_has_a_ranking_and_a_command_that_trains_the_best_again(swept
     assert code == 0 and json.loads(evaluated)["nll"] == pytest.approx(best["test"]["nll"], rel=1e-7)
 
 
+def test_a_copy_of_the_best_is_trained_further(swept, cli):
+    folder, out = swept
+    said = [line.strip() for line in out.replace("\\\n", "").splitlines()]
+    for line in said:
+        if line.startswith("cp "):
+            _, _, source, target = shlex.split(line)
+            shutil.copytree(source, target)
+        elif "--config.steps" in line:
+            code, out, err = cli(*shlex.split(line)[2:])
+    assert code == 0 and "Finished: 60 steps" in out and "step 30/60" in err
+    assert read_json(folder / "results.json")["best"]  # the sweep is as it was
+    shutil.rmtree(target)
+
+
+def without_paths(screen):
+    """Without the lines that have one: the folders of tests are wider than a terminal."""
+    return "\n".join(line for line in screen.splitlines() if tempfile.gettempdir() not in line)
+
+
+def test_the_table_fits_and_says_whose_figures_they_are(swept, columns):
+    result = read_json(swept[0] / "results.json")
+    screen = describe(result)
+    shown = [setting["valid"] and f"{setting['valid']['nll']:.4f}" for setting in result["settings"]]
+    bits = [setting["test"] and f"{setting['test']['bits_per_char']:.4f}" for setting in result["settings"]]
+    assert_fits(without_paths(screen), columns, "0.01", "1e+09", *filter(None, [*shown, *bits]))
+    said = " ".join(screen.split())
+    assert "Perplexity and bits per character are those of the test text." in said and "bits/char" in said
+    for setting in result["settings"]:  # so many fields share a column
+        setting["overrides"] |= {"model.cell": "gru", "model.num_hiddens": 128, "optimizer.clip_norm": 0.5, "seed": 3}
+    screen = describe(result)
+    assert_fits(without_paths(screen), columns, *filter(None, bits))
+    assert "num_hiddens=128" in screen and "learning_rate=0.001" in screen
+
+
 def test_files_that_other_programs_read(swept):
     folder, out = swept
     rows = list(csv.DictReader((folder / "results.csv").open()))
     members = json.loads((folder / "results.json").read_text())["members"]
     assert [row["name"] for row in rows] == [row["name"] for row in members]
     assert float(rows[1]["test_perplexity"]) == members[1]["test"]["perplexity"] and rows[1]["seed"] == "1"
+    summary = read_json(Path(members[1]["workdir"]) / "summary.json")
+    timed = {name: str(summary[name]) for name in ("wall_seconds", "tokens_per_second")}
+    assert timed | {"train_nll": str(summary["train"]["nll"])} == {name: rows[1][name] for name in [*rows[1]][-3:]}
     assert rows[4]["status"] == "diverged" and rows[4]["test_nll"] == rows[4]["seed"] == ""
     for name in ("learning_curves", "loss_by_learning_rate"):
         path = folder / "plots" / f"{name}.png"
@@ -93,7 +138,7 @@ def test_a_sweep_may_be_in_the_folder_that_one_is_in(swept, flags, cli, tmp_path
     (tmp_path / "here" / "slurm-1.out").touch()  # and have a job's log in it
     monkeypatch.chdir(tmp_path / "here")
     code, out, _ = cli(*flags[:2], "--workdir=.")
-    assert code == 0 and "--workdir=../here-best" in out
+    assert code == 0 and "--workdir=../here-best" in out and "--workdir=learning_rate=0.01,seed=" in out
 
 
 @pytest.mark.slow
@@ -112,7 +157,7 @@ def test_killed_on_two_cores_and_started_again_it_has_the_bits_of_one(swept, fla
     for row in json.loads((workdir / "results.json").read_text())["members"]:
         if row["status"] == "finished":
             assert_same_run(workdir / row["name"], swept[0] / row["name"])
-    assert done.stdout.splitlines()[:4] == swept[1].splitlines()[:4]
+    assert done.stdout.splitlines()[:5] == swept[1].splitlines()[:5]
 
 
 def test_mistakes_are_one_line_and_leave_all_as_it_is(swept, flags, cli, tmp_path):

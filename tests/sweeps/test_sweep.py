@@ -195,7 +195,7 @@ def test_shards_in_any_order_fill_one_folder(one_by_one, tmp_path, text_file, mo
     whole, theirs = one_by_one
     for name in FINISHED:
         assert_same_run(workdir / name, whole / name)
-    timing = {"workdir": None, "tokens_per_second": None}
+    timing = {"workdir": None, "tokens_per_second": None, "wall_seconds": None}
     assert [row | timing for row in result["members"]] == [row | timing for row in theirs["members"]]
     assert result["settings"] == theirs["settings"]
     assert len(list((workdir / "ngrams").iterdir())) == 1
