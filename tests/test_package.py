@@ -35,8 +35,8 @@ INSIDE = {
     "nn": ["initializers", "arrays", "truncation", "activations", "controls", "cell", "registry", "cells", "stack",
            "checks", "scan", "cpu", "native", "fused", "window", "recurrence", "output", "models"],
     "runs": ["folder", "checkpoints", "record", "load"],
-    "training": ["tbptt", "optimizers", "step", "run", "memory", "progress", "baselines", "loop", "profile", "finish",
-                 "train"],
+    "training": ["tbptt", "optimizers", "step", "run", "memory", "progress", "baselines", "loop", "profile", "opening",
+                 "finish", "train"],
     "sweeps": ["lists", "members", "results", "sweep", "rivals"],
 }  # fmt: skip
 CORE = {"nn", "program", "training.step", "training.loop", "training.optimizers"}

@@ -1,7 +1,6 @@
 """Sweeps: many runs, grouped into jobs of one program, on all devices."""
 
 import hashlib
-import itertools
 import math
 import os
 import threading
@@ -32,6 +31,7 @@ from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.finish import finish
 from rnn_lm.training.loop import Trainer
 from rnn_lm.training.memory import members_that_fit
+from rnn_lm.training.opening import text_lines
 from rnn_lm.training.progress import SweepDisplay
 from rnn_lm.training.run import Run
 from rnn_lm.training.train import prepare, remarks
@@ -158,8 +158,10 @@ def train_members(
         finished=len(members) - len(going),
         before=sum(tokens.values()) - sum(tokens[member.name] for member in going),
     )
-    for remark in dict.fromkeys(itertools.chain.from_iterable(remarks(member.config) for member in going)):
-        display.message(remark)
+    for line in dict.fromkeys(
+        line for member in going for line in (*text_lines(member.corpus), *remarks(member.config))
+    ):
+        display.message(line)
 
     one_at_a_time = threading.Lock()
 

@@ -104,9 +104,9 @@ class Trainer:
         self.state, report = train_steps(self.state, step, self._batches, numbers, **self._static)
         return report
 
-    def compiled(self) -> jax.stages.Compiled:
+    def traced(self) -> jax.stages.Traced:
         """The program that `dispatch` runs."""
-        return train_steps.lower(self.state, np.int32(0), self._batches, self._numbers(), **self._static).compile()
+        return train_steps.trace(self.state, np.int32(0), self._batches, self._numbers(), **self._static)
 
     def close(self) -> None:
         """Finishes pending writes and closes the files of the runs."""
@@ -191,7 +191,8 @@ class Trainer:
             self.display.valid_perplexity = perplexity
             text = run.corpus.vocabulary.decode([*prompt, *samples[i][0]])
             run.log_sample(step, perplexity, text)
-            self.display.message(f"\n--- a sample at step {step} (validation perplexity {perplexity:.2f})\n{text}\n")
+            prompted = f"its first {len(prompt)} tokens are validation text; perplexity there {perplexity:.2f}"
+            self.display.message(f"\n--- a sample at step {step} ({prompted})\n{text}\n")
             if run.better(step, scores[i].nll):
                 better.append(run)
         return better

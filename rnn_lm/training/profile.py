@@ -28,7 +28,7 @@ def write_trace(trainer: "Trainer", folder: Path) -> None:
     """
     started, state, first = time.perf_counter(), trainer.state, trainer.first_step
     print(f"tracing {STEPS} steps …", file=sys.stderr, flush=True)
-    program = trainer.compiled().as_text() or ""
+    program = trainer.traced().lower().compile().as_text() or ""
     trainer.state = jax.tree.map(jnp.copy, state)  # a dispatch donates it
     jax.block_until_ready(trainer.dispatch(first + 1))
     with jax.profiler.trace(folder, create_perfetto_trace=True):

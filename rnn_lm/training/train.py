@@ -22,8 +22,10 @@ from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.finish import finish
 from rnn_lm.training.loop import Trainer
 from rnn_lm.training.memory import check_memory
+from rnn_lm.training.opening import model_lines, text_lines
 from rnn_lm.training.progress import ProgressDisplay
 from rnn_lm.training.run import Run
+from rnn_lm.visible import visible
 
 
 def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", on_line: OnLine | None = None) -> Json:
@@ -42,7 +44,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
     """
     workdir, trace = path_of(workdir), path_of(profile)
     check_config(config)
-    prepare(config)
+    building = prepare(config)
     corpus = load_corpus(**config.corpus)
     run = Run(config, workdir, corpus, on_line=on_line)
     batches = batches_of(run.program, corpus)
@@ -54,14 +56,14 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
             raise UserError("--profile: this run is done; give another --workdir or more --config.steps")
         summary = read_json(workdir / SUMMARY)
         changed = "--config.stop_patience=0" if summary["steps"] < config.steps else "a larger --config.steps"
-        print(f"this run is done; {changed} continues it", file=sys.stderr)
+        say(f"this run is done; {changed} continues it")
         return summary
-    for remark in remarks(config):
-        print(remark, file=sys.stderr)
     check_memory(run.program, run.numbers)
+    say(*remarks(config), *text_lines(corpus))
     with locked(workdir), Baselines(workdir / NGRAM, corpus) as baselines:
         with deferred_signals() as pending:
             with closing(Trainer([run], batches)) as trainer:
+                say(*model_lines(trainer, building=building.is_alive()))
                 if profile:
                     from rnn_lm.training.profile import write_trace
 
@@ -72,9 +74,9 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
                 message = f"stopped and saved at step {run.saved_step}; run the same command to resume"
                 raise Stopped(pending.signum, message)
         if not baselines.counted:
-            print("counting n-grams …", file=sys.stderr, flush=True)
+            say("counting n-grams …")
         baselines.wait()
-        print("scoring the best checkpoint on the whole validation and test text …", file=sys.stderr, flush=True)
+        say("scoring the best checkpoint on the whole validation and test text …")
         finish(trainer, baselines)
         _check_finite(run)
     return read_json(workdir / SUMMARY)
@@ -86,10 +88,16 @@ def _check_finite(run: Run) -> None:
         raise Diverged(f"training diverged: {run.diverged}; {advice}")
 
 
-def prepare(config: ConfigDict) -> None:
-    """Starts to build or load the machine code, which the first step needs, in a thread."""
+def say(*lines: str) -> None:
+    print(*map(visible, lines), sep="\n", file=sys.stderr, flush=True)
+
+
+def prepare(config: ConfigDict) -> threading.Thread:
+    """Starts to build or load the machine code, which the first step needs, in the thread that is returned."""
+    thread = threading.Thread(target=native.is_available)
     if config.model.kind == "rnn" and jax.default_backend() == "cpu":
-        threading.Thread(target=native.is_available).start()
+        thread.start()
+    return thread
 
 
 def remarks(config: ConfigDict) -> Iterator[str]:

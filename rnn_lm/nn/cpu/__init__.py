@@ -3,7 +3,8 @@
 `RNN_LM_NATIVE=0` in the environment, looked at each time a program is traced, turns it off.
 """
 
-from rnn_lm.nn.cpu.library import build, is_available, is_wanted
+from rnn_lm.nn.cpu.choice import is_in
+from rnn_lm.nn.cpu.library import build, is_available, is_wanted, why_not
 from rnn_lm.nn.cpu.recurrence import accelerated, is_for
 
-__all__ = ["accelerated", "build", "is_available", "is_for", "is_wanted"]
+__all__ = ["accelerated", "build", "is_available", "is_for", "is_in", "is_wanted", "why_not"]

@@ -50,6 +50,11 @@ def machine_code(fast: Callable, slow: Callable) -> Callable:
     return function
 
 
+def is_in(program: Any) -> bool:
+    """Whether a traced program has a choice of machine code."""
+    return _choice.name in str(program)
+
+
 @_choice.def_abstract_eval
 def _(*_: Any, results: tuple, **__: Any) -> list[Any]:
     return [jax.core.ShapedArray(shape, dtype) for shape, dtype in results]

@@ -36,6 +36,15 @@ def is_available() -> bool:
     return is_wanted()
 
 
+def why_not() -> str:
+    """Why the library is not available; an empty text where it is. Waits until it is compiled."""
+    if os.environ.get("RNN_LM_NATIVE") == "0":
+        return "RNN_LM_NATIVE is 0"
+    if not _is_there(_compiler()[0]):
+        return f"there is no C++ compiler {_compiler()[0]}"
+    return "" if is_available() else "it could not be compiled or loaded"
+
+
 def _load(path: Path) -> bool:
     try:
         library = ctypes.CDLL(str(path))

@@ -1,0 +1,46 @@
+"""The first lines of training: what is trained, on which text, by which means, and where."""
+
+from collections.abc import Iterator
+
+import jax
+
+from rnn_lm.data.corpus import Corpus
+from rnn_lm.nn import native
+from rnn_lm.training.loop import Trainer
+
+
+def text_lines(corpus: Corpus) -> Iterator[str]:
+    """The text, its splits and its vocabulary."""
+    train, valid, test = (f"{len(split.ids):,}" for split in (corpus.train, corpus.valid, corpus.test))
+    kinds = {"char": "characters", "word": "words", "byte": "bytes"}
+    yield f"text: {corpus.name}"
+    yield f"tokens: {train} for training, {valid} validation, {test} test"
+    yield f"vocabulary: {len(corpus.vocabulary):,} {kinds[corpus.vocabulary.kind]}, <unk> included"
+
+
+def model_lines(trainer: Trainer, *, building: bool) -> Iterator[str]:
+    """The model, the device, the machine code (`building`: it is being compiled), and where the run is kept."""
+    model, [run] = trainer.config.model, trainer.runs
+    count = sum(leaf.size for leaf in jax.tree.leaves(trainer.state.params))
+    if model.kind == "mlp":
+        shape = f"mlp over {model.context} tokens, {model.num_hiddens:,} units"
+    else:
+        layers = "1 layer" if model.num_layers == 1 else f"{model.num_layers} layers"
+        shape = f"{model.cell}, {layers} of {model.num_hiddens:,} units"
+    yield f"model: {shape}, {count:,} parameters"
+    yield f"device: {jax.devices()[0].device_kind}"
+    yield f"machine code: {machine_code(trainer, building=building)}"
+    yield f"folder: {run.workdir}, {f'resumed at step {run.first_step:,}' if run.first_step else 'a new run'}"
+
+
+def machine_code(trainer: Trainer, *, building: bool) -> str:
+    """Whether the program of a trainer uses machine code, or why it does not."""
+    if jax.default_backend() != "cpu":
+        return "not used, the device is not a CPU"
+    if native.cpu is None:
+        return "not used, the package has none"
+    if not building and (reason := native.cpu.why_not()):
+        return f"not used, {reason}"
+    if not native.cpu.is_in(trainer.traced().jaxpr):
+        return "not used, there is none for this model"
+    return "used; it is compiled now, once on this machine" if building else "used"
