@@ -191,8 +191,8 @@ class Trainer:
             self.display.valid_perplexity = perplexity
             text = run.corpus.vocabulary.decode([*prompt, *samples[i][0]])
             run.log_sample(step, perplexity, text)
-            prompted = f"its first {len(prompt)} tokens are validation text; perplexity there {perplexity:.2f}"
-            self.display.message(f"\n--- a sample at step {step} ({prompted})\n{text}\n")
+            prompted = f"after {len(prompt)} tokens of the validation text (perplexity {perplexity:.2f})"
+            self.display.message(f"\n--- a sample at step {step}, {prompted}\n{text}\n")
             if run.better(step, scores[i].nll):
                 better.append(run)
         return better

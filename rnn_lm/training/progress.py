@@ -100,8 +100,8 @@ class SweepDisplay(_Bar):
         self._programs: set[Hashable] = set()  # those that have been compiled
         self._doing: dict[object, str] = {}  # by job
         self._lock = threading.Lock()
-        ended = f"{finished} of {members} members finished, " if finished else ""
-        super().__init__(before, tokens, f"{ended}{members - finished} members to train")
+        ended = f"{finished} of {members} members finished, {members - finished} to train"
+        super().__init__(before, tokens, ended if finished else f"{members} members to train")
 
     def of(self, name: str, program: Hashable) -> "JobDisplay":
         """The display of a job that starts now. It says so if the job's program is new, since it takes a while then."""

@@ -55,7 +55,7 @@ def test_training_prints_results_and_runs_can_be_used(cli, tmp_path, experiment)
     heads = [line.partition(": ")[0] for line in err.splitlines()]
     expected = ["text", "tokens", "vocabulary", "model", "device", "machine code", "folder", "step 0/40"]
     assert heads[: len(expected)] == expected
-    assert "a sample at step 40 (its first 32 tokens are validation text; perplexity there " in err
+    assert "a sample at step 40, after 32 tokens of the validation text (perplexity " in err
     assert json.loads((workdir / "config.json").read_text())["seed"] == 3
     again = cli("--config", experiment(40), "--config.seed=3", "--workdir", workdir)
     assert again[:2] == (0, out) and again[2].startswith("this run is done; a larger --config.steps")

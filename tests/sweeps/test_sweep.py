@@ -124,7 +124,11 @@ def test_a_finished_sweep_stays_as_it_is_and_grows_by_new_members(one_by_one, tm
     ]
     with pytest.raises(UserError, match="the training text has"):  # nothing comes of a mistake
         sweep(config_of(text_file), [*MEMBERS, {"batch_size": 9999}], workdir)
+    capsys.readouterr()
     grown = sweep(config_of(text_file), [*MEMBERS, {"optimizer.learning_rate": 0.2, "seed": 0}], workdir)
+    said = capsys.readouterr().err
+    assert "6 of 7 members finished, 1 to train" in said and "compiling learning_rate=0.2,seed=0 …" in said
+    assert f"text: {text_file}" in said
     assert len(grown["members"]) == 7 and grown["members"][-1]["status"] == "finished"
     assert before == {path: path.read_bytes() for path in before}
     for other, message in [

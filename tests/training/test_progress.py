@@ -75,7 +75,7 @@ def test_a_resumed_sweep_counts_what_was_done_before(capsys, monkeypatch):
     first.update(10, tokens_per_second=1.0, seconds_per_step=1.0)
     display.close()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "1 of 3 members finished, 2 members to train"
+    assert lines[0] == "1 of 3 members finished, 2 to train"
     assert lines[-1] == "1 of 3 finished  53% of 3,000 tokens  starting two …"
 
 
