@@ -10,6 +10,10 @@ def labels_of(axes):
     return [" ".join(text.get_text().split()) for text in texts]
 
 
+def title_of(figure):
+    return " ".join(figure.get_suptitle().split())
+
+
 def caption_of(figure):
     return " ".join(figure.get_supxlabel().split())
 
@@ -26,7 +30,7 @@ def check(figure):
     assert figure.get_suptitle() and figure.get_supxlabel()
     for text in (figure.get_suptitle(), figure.get_supxlabel()):
         lines = text.split("\n")
-        assert len(lines) == 1 or " " in lines[-1].strip(), f"an orphan word: {text}"
+        assert len(lines) == 1 or len(lines[-1].split()) > 1, f"an orphan word: {text}"
     texts = [figure._suptitle, figure._supxlabel]
     for axes in figure.axes:
         written = [text for text in axes.texts if text.get_text()]

@@ -103,14 +103,16 @@ def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: 
 
 
 def balanced(text: str, width: int) -> str:
-    """Text in as few lines as `width` characters allow, of similar length, the last with more than a word.
+    """Text in as few lines as `width` characters allow, of similar length. Its last two words stay together.
 
-    >>> print(balanced("The norm of the gradient falls below the limit.", 40))
-    The norm of the gradient
-    falls below the limit.
+    >>> print(balanced("A norm of the gradient is above the limit. So it was clipped.", 40))
+    A norm of the gradient is above
+    the limit. So it was clipped.
     """
     text = re.sub(r"(?<=\d) (?=%)|(?<=[×±=]) | (?=[×±=])", "\N{NO-BREAK SPACE}", text)
+    if text.count(" ") > 2:
+        text = "\N{NO-BREAK SPACE}".join(text.rsplit(" ", 1))
     whole = {"break_on_hyphens": False, "break_long_words": False}
     ways = [textwrap.wrap(text, w, **whole) for w in range(width, width // 3, -1)]  # type: ignore[arg-type]
-    lines = min(ways, key=lambda way: (len(way), len(way) > 1 and " " not in way[-1], max(map(len, way), default=0)))
+    lines = min(ways, key=lambda way: (len(way), max(map(len, way), default=0)))
     return "\n".join(lines)

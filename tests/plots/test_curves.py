@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rnn_lm.plots.curves import learning_curve, learning_curves, loss_by_field, what_was_learned, which_is_best
-from tests.pictures import caption_of, check, labels_of
+from tests.pictures import caption_of, check, labels_of, title_of
 
 
 def line(split, step, perplexity):
@@ -22,7 +22,7 @@ def test_a_learning_curve_shows_its_numbers(figures, tmp_path):
     learning_curve(tmp_path / "a.png", LINES, BASELINES, of="GRU of 8 units on a text", read="the validation text")
     [axes] = figures[0].axes
     check(figures[0])
-    assert figures[0].get_suptitle() == "Learning curve: GRU of 8 units on a text"
+    assert title_of(figures[0]) == "Learning curve: GRU of 8 units on a text"
     assert labels_of(axes) == [
         "training (ends at 4.01)", "validation (ends at 4.84)", "6-gram (5.10)", "unigram (27.00)", "uniform (81.00)",
     ]  # fmt: skip
@@ -80,7 +80,7 @@ def test_every_setting_of_a_sweep_is_told_apart(count, figures, tmp_path):
     learning_curves(tmp_path / "a.png", result, curves, of="GRU of 8 units on a text")
     [axes] = figures[0].axes
     check(figures[0])
-    assert figures[0].get_suptitle() == f"Learning curves of {3 * count + 3} members: GRU of 8 units on a text"
+    assert title_of(figures[0]) == f"Learning curves of {3 * count + 3} members: GRU of 8 units on a text"
     assert len(labels_of(axes)) == min(count + 1, 11) and ("other settings" in labels_of(axes)) == (count > 9)
     assert "The lowest perplexity, 5.70, is that of learning_rate=0.001,seed=0 after 400 tokens. 3 of" in caption_of(
         figures[0]

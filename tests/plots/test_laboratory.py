@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rnn_lm.plots.laboratory import INSPECTION
-from tests.pictures import caption_of, check, labels_of
+from tests.pictures import caption_of, check, labels_of, title_of
 
 LAGS = np.arange(64)
 
@@ -72,7 +72,7 @@ def draw(figures, tmp_path):
 def test_everything_can_be_read(name, draw):
     figure = draw(name)
     check(figure)
-    assert figure.get_suptitle().endswith(": GRU of 8 units, on a text")
+    assert title_of(figure).endswith(": GRU of 8 units, on a text")
     assert caption_of(figure).startswith(FINDING)
     for axes in figure.axes:
         names = [line.get_label() for line in axes.lines if not line.get_label().startswith("_")]

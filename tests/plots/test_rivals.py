@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rnn_lm.plots.rivals import COMPARISON, what_context_brings, where_ngrams_are_larger
-from tests.pictures import caption_of, check, labels_of
+from tests.pictures import caption_of, check, labels_of, title_of
 
 NAMES = {"mlp": "MLP", "gru": "GRU"}
 
@@ -30,7 +30,7 @@ def result_of(*, stored, ends):
 def test_everything_can_be_read(name, figures, tmp_path):
     COMPARISON[name](tmp_path / "a.png", result_of(stored=4, ends=32), NAMES, of="networks on a text, test split")
     check(figures[0])
-    assert figures[0].get_suptitle().endswith(": networks on a text, test split")
+    assert title_of(figures[0]).endswith(": networks on a text, test split")
     [axes] = figures[0].axes
     assert len(labels_of(axes)) == len(axes.lines) == (3 if name == "perplexity_by_context" else 4)
 

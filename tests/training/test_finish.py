@@ -10,7 +10,7 @@ from rnn_lm.ngram import NGramLM, unigram_nll
 from rnn_lm.runs.record import read_metrics
 from rnn_lm.training.train import train
 from tests.conftest import small_config
-from tests.pictures import caption_of, check
+from tests.pictures import caption_of, check, title_of
 
 
 @pytest.mark.parametrize("eval_tokens", [500, 0])
@@ -29,8 +29,7 @@ def test_the_curve_and_the_baselines_are_of_one_text(eval_tokens, figures, text_
     assert drawn == [[line["perplexity"] for line in read_metrics(tmp_path / "run") if line["split"] == "valid"]]
     assert ("the first 500 tokens of the validation" in caption_of(figure)) == bool(eval_tokens)
     assert str(round(wanted[2], 2)) in caption_of(figure) and "test" not in caption_of(figure)
-    title = " ".join(figure.get_suptitle().split())
-    assert title == f"Learning curve: Elman of 16 units on {text_file}, seed 0"
+    assert title_of(figure) == f"Learning curve: Elman of 16 units on {text_file}, seed 0"
     whole = summary["valid_baselines"]["ngram"]["perplexity"]
     assert (whole == pytest.approx(wanted[2], rel=1e-9)) == (not eval_tokens)
     assert json.loads((tmp_path / "run/summary.json").read_text())["valid_baselines"]["ngram"]["perplexity"] == whole
