@@ -7,6 +7,7 @@ import pytest
 
 import rnn_lm
 from rnn_lm.config import check_config, complete_config, default_config, example, load_config, load_sweep, set_field
+from rnn_lm.config import check_config, complete_config, default_config, load_config, model_name, set_field, text_name
 from rnn_lm.data.batches import PARTITIONS
 from rnn_lm.data.corpus import SOURCES
 from rnn_lm.data.vocabulary import NORMALIZE, TOKENIZE
@@ -240,3 +241,16 @@ def test_numbers_of_numpy_are_numbers():
     assert config.seed == 3 and type(config.seed) is int
     with pytest.raises(UserError, match="it takes a number"):
         set_field(config, "optimizer.learning_rate", np.ones(1))
+
+
+def test_a_model_is_named_in_words():
+    names = [
+        ({"model": {"cell": "gru", "num_hiddens": 256}}, "GRU of 256 units"),
+        ({"model": {"cell": "lstm", "num_layers": 2, "num_hiddens": 128}}, "LSTM of 2 × 128 units"),
+        ({"model": {"kind": "mlp", "num_hiddens": 64}}, "MLP of 64 units"),
+        ({"model": {"cell": "mine", "num_hiddens": 8}}, "mine of 8 units"),
+    ]
+    for given, name in names:
+        assert model_name(complete_config(given)) == name
+    assert text_name(complete_config({})) == "shakespeare"
+    assert text_name(complete_config({"corpus": {"path": "novels/*.txt"}})) == "novels/*.txt"

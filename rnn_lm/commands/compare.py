@@ -104,8 +104,8 @@ def _draw(folder: Path, result: Json, num_hiddens: int) -> list[Path]:
     from rnn_lm.plots.rivals import COMPARISON
 
     split = {"test": "test split", "valid": "validation split"}[result["split"]]
-    of = f"networks of {num_hiddens} units and n-grams on {result['corpus']['source']}, {split}"
+    of = f"networks of {num_hiddens} units and n-grams on {result['corpus']['source']}"
     paths = [folder / f"{name}.png" for name in COMPARISON]
     for path in paths:
-        COMPARISON[path.stem](path, result, names_of(result), of=of)
+        COMPARISON[path.stem](path, result, names_of(result), of=of if path.stem == "parameters" else f"{of}, {split}")
     return paths

@@ -36,7 +36,7 @@ def new_figure(
     """A figure with a title above, sentences below, and axes with grids."""
     width, height = size or (9 if columns == 1 else 13, 5)
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
-    figure.suptitle(balanced(title, int(9 * width)), fontsize="large")
+    figure.suptitle(balanced(title, int(10 * width)), fontsize="large")
     figure.supxlabel("\n".join(balanced(sentence, int(14 * width)) for sentence in sentences), fontsize="small")
     grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios, sharex="col" if rows > 1 else False)
     for axes in grid.flat:
