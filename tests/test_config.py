@@ -225,6 +225,13 @@ def test_an_error_in_a_config_file_has_its_line(tmp_path, monkeypatch, function,
         (load_config if function == "get_config" else load_sweep)(str(path))
 
 
+def test_the_line_of_an_error_is_the_deepest_one_of_the_file(tmp_path):
+    path = tmp_path / "conf.py"
+    path.write_text("def rate():\n    return 1 // 0\n\ndef get_config():\n    return {'seed': rate()}\n")
+    with pytest.raises(UserError, match=re.escape(f"{path}:2: return 1 // 0: ZeroDivisionError: ")):
+        load_config(str(path))
+
+
 def test_advice_on_config_files_works_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT.parent)
     assert example() == "for example --config=experiments/char.py"

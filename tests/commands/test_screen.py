@@ -61,6 +61,8 @@ def test_paragraphs_and_commands_fit_and_a_path_stays_whole(columns):
     text = paragraph(f"- {'some words ' * 20} {path}", "Advice: ")
     assert_fits(text, columns)
     assert path in text and text.startswith("Advice: - some")
+    long = "/" + 130 * "x"
+    assert long in paragraph(f"some words {long}")  # a path to copy
     words = ["sweep", f"--config={path}", "--prompt=it's here", "--config.optimizer.learning_rate=0.001", "--seed=3"]
     shown = command(*words)
     assert_fits(shown, columns)
