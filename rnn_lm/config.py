@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from rnn_lm.errors import UserError, place_of, reason_of, unknown_name
 from rnn_lm.fields import FIELDS, MAX_FLOAT, MAX_INT, get_field, parent_of
+from rnn_lm.files import path_of
 from rnn_lm.nn.registry import CELLS, OPTIONAL, cell_class, takes
 from rnn_lm.plugins import OPTIMIZERS
 
@@ -51,6 +52,7 @@ def _is_override(value: Any) -> bool:
 
 def _call(path: str, function: str) -> Any:
     """Calls a function of a config file; returns None if the file has none of that name."""
+    path = str(path_of(path))
     if not Path(path).is_file():
         raise UserError(f"--config={path}: no such file; {example()}")
     try:

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 
 import rnn_lm
-from rnn_lm.config import check_config, complete_config, default_config, example, load_config, load_sweep, set_field
-from rnn_lm.config import check_config, complete_config, default_config, load_config, model_name, set_field, text_name
+from rnn_lm.config import (
+    check_config,
+    complete_config,
+    default_config,
+    example,
+    load_config,
+    load_sweep,
+    model_name,
+    set_field,
+    text_name,
+)
 from rnn_lm.data.batches import PARTITIONS
 from rnn_lm.data.corpus import SOURCES
 from rnn_lm.data.vocabulary import NORMALIZE, TOKENIZE

@@ -118,5 +118,5 @@ def _fail(message: str, code: int) -> int:
     """Tells the error that is being handled in one line, after its traceback if `DEBUG` asks for it."""
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         print(visible(traceback.format_exc(), keep="\n"), end="", file=sys.stderr)
-    print("error:", visible(" ".join(message.split())), file=sys.stderr)
+    print("error:", visible(" ".join(line.strip() for line in message.split("\n"))), file=sys.stderr)
     return code

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rnn_lm.commands.flags import FlagValues, config_of, define_config_flags, workdir_of
-from rnn_lm.commands.screen import Column, listing, number, paragraph, table
+from rnn_lm.commands.screen import NOT_COMPARABLE, Column, listing, number, paragraph, table
 from rnn_lm.config import NAMES
 from rnn_lm.files import Json
 from rnn_lm.plots import can_draw
@@ -84,6 +84,8 @@ def _remarks(result: Json, models: dict[str, Json], names: dict[str, str]) -> It
     yield "A recurrent network has the same number of parameters for any context."
     if (share := result["unknown"] / result["tokens"]) > 0.01:
         yield f"{share:.0%} of the tokens are <unk>: bits/char cannot be compared across vocabularies."
+    if not result.get("comparable", True):
+        yield NOT_COMPARABLE
     if away := [shown for name, shown in names.items() if models[name]["runs_away"]]:
         yield f"Over this long text the state diverges: {', '.join(away)}. See `evaluate`."
     nlls = {name: math.inf if row["nll"] is None else row["nll"] for name, row in models.items()}  # null: not finite

@@ -16,7 +16,16 @@ from rnn_lm.commands.flags import (
     define_text_flags,
     workdir_of,
 )
-from rnn_lm.commands.screen import Column, json_line, number, on_terminal, paragraph, progress_bar, table
+from rnn_lm.commands.screen import (
+    NOT_COMPARABLE,
+    Column,
+    json_line,
+    number,
+    on_terminal,
+    paragraph,
+    progress_bar,
+    table,
+)
 from rnn_lm.errors import NotFinite, UserError
 from rnn_lm.files import Json
 
@@ -106,6 +115,7 @@ def describe(result: Json) -> str:
             table(columns, figures),
             "",
             paragraph("The perplexity is exp(nats per token); 1 is perfect, guessing has the vocabulary's size."),
+            *([] if result["comparable"] else [paragraph(NOT_COMPARABLE)]),
             *([paragraph(f"Largest values of the state: {', '.join(largest)}.")] if largest else []),
         ]
     )

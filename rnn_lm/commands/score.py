@@ -39,10 +39,10 @@ def run(flags: FlagValues) -> str:
     if not flags.continuation and not flags.text:
         raise UserError('--continuation is missing; for example --continuation="outside" --continuation="banana tree"')
 
-    from rnn_lm.commands.surprise import in_page, in_terminal, shown
+    from rnn_lm.commands.surprise import in_page, in_terminal
     from rnn_lm.commands.texts import check_known
     from rnn_lm.data.texts import lines_of, read_files
-    from rnn_lm.data.vocabulary import characters_after, joined, tokenize
+    from rnn_lm.data.vocabulary import characters_after, joined, readable, tokenize
     from rnn_lm.files import write_text
     from rnn_lm.inference.evaluate import figures
     from rnn_lm.inference.score import score
@@ -76,7 +76,7 @@ def run(flags: FlagValues) -> str:
             "comparable": joined(tokens) == text,
         }
         bits = (nats / math.log(2)).tolist()
-        scored.append((row, [(shown(token), cost) for token, cost in zip(tokens, bits, strict=True)]))
+        scored.append((row, [(readable(token), cost) for token, cost in zip(tokens, bits, strict=True)]))
     scored.sort(key=lambda item: item[0]["bits_per_char"])
     rows = [{"rank": rank} | row for rank, (row, _) in enumerate(scored, start=1)]
     surprises = [surprise for _, surprise in scored]

@@ -4,7 +4,6 @@ import html
 import io
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.style import Style
@@ -16,13 +15,6 @@ from rnn_lm.visible import visible
 
 MOST = 10.0  # bits; more are the same red
 Surprise = Sequence[tuple[str, float]]  # a text's tokens and their bits
-
-
-def shown(token: Any) -> str:
-    """A token as readable text; bytes outside ASCII in hexadecimal."""
-    if isinstance(token, int):
-        return chr(token) if token < 0x80 else f"\\x{token:02x}"
-    return token
 
 
 def in_terminal(rows: Sequence[Json], surprises: Sequence[Surprise]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags, workdir_of
-from rnn_lm.commands.screen import Column, command, number, paragraph, table
+from rnn_lm.commands.screen import NOT_COMPARABLE, Column, command, number, paragraph, table
 from rnn_lm.files import Json
 from rnn_lm.plugins import IMPORTED
 
@@ -75,6 +75,10 @@ def _remarks(summary: Json, result: Json) -> Iterator[str]:
     in_training = summary.get("train", {}).get("perplexity")
     if in_training is not None:
         yield f"On the last training text it was {in_training:.2f}."
+    if patience := summary.get("stop_patience"):  # not in an older run's summary
+        yield f"It was stopped early: the last {patience} evaluations were no better than the best one."
+    if not result.get("comparable", True):
+        yield NOT_COMPARABLE
     share = result.get("unknown", 0) / result["tokens"]
     if share > 0.01:
         yield f"{share:.0%} of the tokens are <unk>: bits per character cannot be compared with other models'."

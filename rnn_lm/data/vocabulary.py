@@ -53,11 +53,11 @@ def characters_after(before: Tokens, tokens: Tokens) -> int:
     return num_characters(before + tokens) - num_characters(before)  # type: ignore[operator]
 
 
-def readable(token: str | int) -> str:
-    """A token as readable text: bytes outside ASCII in hexadecimal."""
-    if isinstance(token, str):
-        return token
-    return chr(token) if token < 0x80 else f"\\x{token:02x}"
+def readable(token: object) -> str:
+    """A token as text: bytes, which are numbers, outside ASCII in hexadecimal."""
+    if isinstance(token, int):
+        return chr(token) if token < 0x80 else f"\\x{token:02x}"
+    return str(token)
 
 
 class Vocabulary:

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 
 import rnn_lm
 from rnn_lm.commands import main
-from rnn_lm.commands.surprise import in_terminal, shown
+from rnn_lm.commands.surprise import in_terminal
 from tests.commands.conftest import assert_fits, plain
 
 
@@ -89,10 +89,6 @@ def test_a_terminal_shows_tokens_above_their_bits():
     assert lines[0] == "1. 6.25 bits per character, 12.5 in all"
     assert lines[1].split() == ["a", "⏎"] and lines[2].split() == ["0.5", "12.0"]
     assert lines[1].index("a") == lines[2].index("5")  # the one above the other
-
-
-def test_bytes_that_are_no_character_are_shown_all_the_same():
-    assert [shown(token) for token in (65, 0xC3, "word")] == ["A", "\\xc3", "word"]
 
 
 def test_a_mixture_scores_too(cli, run_folder):
