@@ -38,7 +38,8 @@ def load_config(path: str) -> ConfigDict:
 def load_sweep(path: str) -> list[dict[str, Any]]:
     """The members that a file's `sweep()` returns: a list of overrides."""
     given = _call(path, "sweep")
-    hint = example("experiments/sweeps/learning_rate.py", 'def sweep(): return [{"seed": 0}, {"seed": 1}]')
+    line = 'add a line such as: def sweep(): return [{"seed": 0}, {"seed": 1}]'
+    hint = example("experiments/sweeps/learning_rate.py", line)
     if not isinstance(given, list) or not all(_is_override(member) for member in given):
         raise UserError(f"--config={path} has no sweep() that returns a list of dicts, field name → value; {hint}")
     if not given:
@@ -62,9 +63,12 @@ def _call(path: str, function: str) -> Any:
         raise UserError(f"{place_of(error, path) or f'--config={path}'}: {_reason(error, path)}") from error
 
 
-def example(path: str = "experiments/char.py", line: str = "from rnn_lm import default_config as get_config") -> str:
-    """Advice on a config file: an example that is there, or the line of one."""
-    return f"for example --config={path}" if Path(path).is_file() else f"a file with one line is enough: {line}"
+ONE_LINE = "a file with one line is enough: from rnn_lm import default_config as get_config"
+
+
+def example(path: str = "experiments/char.py", otherwise: str = ONE_LINE) -> str:
+    """Advice on a config file: the example, if it is there, or what one needs."""
+    return f"for example --config={path}" if Path(path).is_file() else otherwise
 
 
 def _reason(error: BaseException, path: str) -> str:

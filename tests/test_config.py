@@ -247,6 +247,11 @@ def test_advice_on_config_files_works_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(example().partition("enough: ")[2])
     assert load_config("mine.py") == default_config()
+    with pytest.raises(UserError, match="has no sweep.. that returns a list of dicts.*; add a line such as: ") as error:
+        load_sweep("mine.py")
+    with Path("mine.py").open("a") as file:
+        file.write("\n" + str(error.value).partition("such as: ")[2])
+    assert load_sweep("mine.py") == [{"seed": 0}, {"seed": 1}] and load_config("mine.py") == default_config()
 
 
 def test_numbers_of_numpy_are_numbers():
