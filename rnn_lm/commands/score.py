@@ -8,11 +8,15 @@ it also shows the bits of each token: in colour on a terminal, elsewhere as "sur
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rnn_lm.commands.flags import FlagValues, check_output, define, define_mix_flag, define_text_flags, workdir_of
 from rnn_lm.commands.screen import Column, json_line, number, on_terminal, paragraph, table
 from rnn_lm.errors import UserError
 from rnn_lm.files import Json, path_of
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def define_flags(flags: FlagValues) -> None:
@@ -44,7 +48,6 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.data.texts import lines_of, read_files
     from rnn_lm.data.vocabulary import characters_after, joined, readable, tokenize
     from rnn_lm.files import write_text
-    from rnn_lm.inference.evaluate import figures
     from rnn_lm.inference.score import score
     from rnn_lm.runs.load import load
 
@@ -65,20 +68,11 @@ def run(flags: FlagValues) -> str:
     scored = []
     for text, nats in zip(continuations, score(model, before, ids), strict=True):
         tokens = tokenize(text, vocabulary.kind, vocabulary.normalize)
-        total, characters = float(nats.sum()), characters_after(last, tokens)
-        in_figures = figures(total / len(nats), len(nats) / characters)
-        row = {
-            "continuation": text,
-            "log_prob": -total,
-            "bits": total / math.log(2),
-            "bits_per_char": in_figures["bits_per_char"],
-            "perplexity": in_figures["perplexity"],
-            "comparable": joined(tokens) == text,
-        }
+        row = _row(text, nats, characters_after(last, tokens)) | {"comparable": joined(tokens) == text}
         bits = (nats / math.log(2)).tolist()
         scored.append((row, [(readable(token), cost) for token, cost in zip(tokens, bits, strict=True)]))
     scored.sort(key=lambda item: item[0]["bits_per_char"])
-    rows = [{"rank": rank} | row for rank, (row, _) in enumerate(scored, start=1)]
+    rows: list[Json] = [{"rank": rank} | row for rank, (row, _) in enumerate(scored, start=1)]
     surprises = [surprise for _, surprise in scored]
     if page is not None:
         write_text(page, in_page(prompt, rows, surprises, " " if vocabulary.kind == "word" else ""))
@@ -87,6 +81,20 @@ def run(flags: FlagValues) -> str:
     if flags.surprise:
         rows = [row | {"surprise": surprise} for row, surprise in zip(rows, surprises, strict=True)]
     return "\n".join(map(json_line, rows))
+
+
+def _row(text: str, nats: "np.ndarray", characters: int) -> Json:
+    from rnn_lm.inference.evaluate import figures
+
+    total = float(nats.sum())
+    of_text = figures(total / len(nats), len(nats) / characters)
+    return {
+        "continuation": text,
+        "log_prob": -total,
+        "bits": total / math.log(2),
+        "bits_per_char": of_text["bits_per_char"],
+        "perplexity": of_text["perplexity"],
+    }
 
 
 def describe(rows: Sequence[Json]) -> str:

@@ -112,8 +112,15 @@ def sweep(
     mine = members[shard[0] :: shard[1]]
     write = partial(write_results, workdir, members, command)
     write()
+    one_at_a_time = threading.Lock()
+
+    def line_of(member: Member, line: Json) -> None:
+        if on_line is not None:
+            with one_at_a_time:
+                on_line(line | {"member": member.name})
+
     with deferred_signals() as pending:
-        train_members(mine, workdir / NGRAMS, stop=lambda: bool(pending.signum), on_end=write, on_line=on_line)
+        train_members(mine, workdir / NGRAMS, stop=lambda: bool(pending.signum), on_end=write, on_line=line_of)
         result = write()
         if pending.signum:
             ended = sum(member.ended for member in mine)
@@ -132,13 +139,13 @@ def train_members(
     *,
     stop: Callable[[], bool],
     on_end: Callable[[], object] = lambda: None,
-    on_line: OnLine | None = None,
+    on_line: Callable[[Member, Json], object] = lambda member, line: None,
     devices: Sequence[jax.Device] | None = None,
 ) -> None:
     """Trains the members that have not ended, each in its folder, until all end or `stop()` is true, and saves.
 
-    `counts` is the folder of n-grams that members share. `on_end` is called when a member ends. Each job runs in a
-    thread on one of `devices`, by default all devices of this process.
+    `counts` is the folder of n-grams that members share. `on_end` is called when a member ends, `on_line` with each of
+    its lines. Each job runs in a thread on one of `devices`, by default all devices of this process.
 
     Raises:
       UserError: a folder or a file is invalid; the other members are stopped and saved.
@@ -151,24 +158,7 @@ def train_members(
     failed, free = threading.Event(), SimpleQueue[jax.Device]()
     for device in devices:
         free.put(device)
-    tokens = {member.name: member.config.steps * tokens_per_step(member.config) for member in members}
-    display = SweepDisplay(
-        len(members),
-        sum(tokens.values()),
-        finished=len(members) - len(going),
-        before=sum(tokens.values()) - sum(tokens[member.name] for member in going),
-    )
-    for line in dict.fromkeys(
-        line for member in going for line in (*text_lines(member.corpus), *remarks(member.config))
-    ):
-        display.message(line)
-
-    one_at_a_time = threading.Lock()
-
-    def line_of(member: Member, line: Json) -> None:
-        if on_line is not None:
-            with one_at_a_time:
-                on_line(line | {"member": member.name})
+    display = _display_of(members, going)
 
     def end(member: Member) -> None:
         on_end()
@@ -181,7 +171,7 @@ def train_members(
             device = free.get()
             try:
                 with jax.default_device(device):
-                    _train_job(job, baselines, lambda: stop() or failed.is_set(), display, end, line_of)
+                    _train_job(job, baselines, lambda: stop() or failed.is_set(), display, end, on_line)
             except BaseException:
                 failed.set()
                 raise
@@ -192,13 +182,25 @@ def train_members(
             future.result()
 
 
+def _display_of(members: Sequence[Member], going: Sequence[Member]) -> SweepDisplay:
+    """The display of a sweep, which says first what the members that are `going` are trained on."""
+    tokens = {member.name: member.config.steps * tokens_per_step(member.config) for member in members}
+    to_train = sum(tokens[member.name] for member in going)
+    total = sum(tokens.values())
+    display = SweepDisplay(len(members), total, finished=len(members) - len(going), before=total - to_train)
+    lines = (line for member in going for line in (*text_lines(member.corpus), *remarks(member.config)))
+    for line in dict.fromkeys(lines):
+        display.message(line)
+    return display
+
+
 def _train_job(
     job: list[Member],
     baselines: "_SharedBaselines",
     stop: Callable[[], bool],
     display: SweepDisplay,
     on_end: Callable[[Member], None],
-    on_line: Callable[[Member, Json], None],
+    on_line: Callable[[Member, Json], object],
 ) -> None:
     """Trains members that share a program, as many at once as fit into memory."""
     if stop() or all(member.ended for member in job):
