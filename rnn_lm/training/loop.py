@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,13 +101,16 @@ class Trainer:
 
     def dispatch(self, until: int) -> Report:
         """Starts the steps up to number `until` on the device. Returns their report without waiting for it."""
-        step, numbers = jax.device_put((np.int32(until), self._numbers()))
-        self.state, report = train_steps(self.state, step, self._batches, numbers, **self._static)
+        self.state, report = train_steps(*self._arguments(until), **self._static)
         return report
 
     def traced(self) -> jax.stages.Traced:
         """The program that `dispatch` runs."""
-        return train_steps.trace(self.state, np.int32(0), self._batches, self._numbers(), **self._static)
+        return train_steps.trace(*self._arguments(0), **self._static)
+
+    def _arguments(self, until: int) -> tuple[Any, ...]:
+        step, numbers = jax.device_put((np.int32(until), self._numbers()))
+        return self.state, step, self._batches, numbers
 
     def close(self) -> None:
         """Finishes pending writes and closes the files of the runs."""

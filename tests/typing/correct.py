@@ -7,6 +7,7 @@ from typing import Any, assert_type
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax import Array
 
@@ -45,6 +46,11 @@ class LosslessCell(rnn_lm.LSTMCell):
     def gates(self, carry: tuple[Array, Array], projected: Array, recurrent: Array) -> rnn_lm.LSTMState:
         c, h = super().gates(carry, projected, recurrent)
         return rnn_lm.LSTMState(c + carry[0], h)
+
+
+@rnn_lm.register_optimizer("lion")
+def lion(numbers: Any) -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_lion(), optax.add_decayed_weights(numbers.weight_decay))
 
 
 def run_cells() -> None:
@@ -125,7 +131,8 @@ def main(folder: Path) -> None:
     print(corpus.name, corpus.train.tokens_per_character)
     learn(corpus.vocabulary, corpus.train.ids)
 
-    summary = rnn_lm.train(config, folder / "run")
+    lines: list[dict[str, Any]] = []
+    summary = rnn_lm.train(config, folder / "run", on_line=lines.append)
     assert_type(summary, dict[str, Any])
     print(summary["steps"])
     model, vocabulary = rnn_lm.load(folder / "run", mix="ngram")
