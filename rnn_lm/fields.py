@@ -43,7 +43,7 @@ FIELDS = {
     ),
     "partition": program(
         "sequential",
-        "sequential: carry the state to the next window; random: shuffled windows from the initial state",
+        "sequential: carry the state to the next segment; random: shuffled segments, each from the initial state",
         names=("sequential", "random"),
     ),
     "log_every": host(50, "steps between training lines of the log; 0: only at the end"),
@@ -74,7 +74,7 @@ FIELDS = {
     "model.cell": program(
         "elman", "recurrent cell of kind rnn; --import may register others", names=("elman", "gru", "lstm")
     ),
-    "model.context": program(8, "n − 1: number of tokens that the mlp reads", low=1),
+    "model.context": program(8, "number of previous tokens that the mlp reads", low=1),
     "model.num_hiddens": program(256, "H: hidden units per layer", low=1),
     "model.num_layers": program(1, "number of recurrent layers", low=1),
     "model.embed_dim": program(0, "size of the token embeddings; 0: none, the hidden layer reads token ids"),

@@ -34,13 +34,19 @@ def register_optimizer(name: str) -> Callable[[Function], Function]:
     """
 
     def register(function: Function) -> Function:
-        there = OPTIMIZERS.get(name, function).__qualname__
-        if name in FIELDS["optimizer.name"].names or there != function.__qualname__:
+        there = OPTIMIZERS.get(name, function)
+        if name in FIELDS["optimizer.name"].names or _named(there) != _named(function):
             raise ValueError(f"the name {name!r} already belongs to another optimizer; choose another")
         OPTIMIZERS[name] = function
         return function
 
     return register
+
+
+def _named(function: Callable[[Any], Any]) -> object:
+    """Its module and name, which a cell of a notebook that is run again keeps; itself if it has no name."""
+    name = getattr(function, "__qualname__", None)
+    return (function.__module__, name) if name else function
 
 
 def import_module_or_file(name: str) -> None:

@@ -1,5 +1,8 @@
 """Text that is safe to show: a terminal obeys control characters, and some cannot be seen."""
 
+import unicodedata
+
+JOINERS = "\u200c\u200d"  # parts of Persian words and of emoji
 _SHOWN = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\x7f": "␡", "\n": "⏎", "\t": "⇥"}
 
 
@@ -9,4 +12,8 @@ def visible(text: str, keep: str = "") -> str:
     >>> visible("a\x1b[31m\tb\u202e")
     'a␛[31m⇥b\\u202e'
     """
-    return "".join(c if c.isprintable() or c in keep else _SHOWN.get(c) or ascii(c)[1:-1] for c in text)
+
+    def is_plain(c: str) -> bool:
+        return c.isprintable() or c in keep or c in JOINERS or unicodedata.category(c) == "Zs"
+
+    return "".join(c if is_plain(c) else _SHOWN.get(c) or ascii(c)[1:-1] for c in text)

@@ -18,7 +18,7 @@ VERBS = {
     "train": "train a model (the verb may be omitted)",
     "evaluate": "measure how well a trained model predicts a text",
     "generate": "generate text with a trained model",
-    "score": "rank continuations of a prompt by probability",
+    "score": "rank continuations of a prompt by bits per character",
     "compress": "compress a file with a trained model",
     "decompress": "restore a file from an archive",
     "inspect": "analyse the gradients of a trained model",

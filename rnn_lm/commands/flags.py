@@ -71,7 +71,7 @@ def define_text_flags(flags: FlagValues, about: str = "to read instead of the ru
 
 
 def define_mix_flag(flags: FlagValues) -> None:
-    about = "ngram: average the network's probabilities with the n-gram model's, weighted by context"
+    about = "none: the network alone; ngram: average its probabilities with the n-gram model's, weighted by context"
     absl_flags.DEFINE_enum("mix", "none", ["none", "ngram"], about, flag_values=flags)
 
 

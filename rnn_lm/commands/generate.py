@@ -16,7 +16,7 @@ def define_flags(flags: FlagValues) -> None:
     define(flags, "length", 500, "N: number of tokens to generate")
     define(flags, "temperature", 1.0, "below 1: more conservative, above 1: more random; 0: always the likeliest token")
     define(flags, "top_k", 0, "sample from the k likeliest tokens only; 0: all")
-    define(flags, "top_p", 1.0, "sample from the likeliest tokens with this total probability only; 1: all")
+    define(flags, "top_p", 1.0, "sample only from the fewest likeliest tokens whose probabilities sum to top_p; 1: all")
     define(flags, "seed", 0, "seed of the random draws")
     define(flags, "num_samples", 1, "number of samples")
     define(flags, "strict", False, "refuse a prompt with tokens that the vocabulary lacks")
@@ -57,9 +57,10 @@ def run(flags: FlagValues) -> str:
     options = {name: getattr(flags, name) for name in ("num_samples", "temperature", "top_k", "top_p")}
     samples = generate(model, ids, flags.length, key=named_key(flags.seed, "generate"), **options)
     texts = [vocabulary.continue_text(prompt, sample) for sample in samples]
+    if on_terminal():
+        texts = [visible(text, keep="\n\t") for text in texts]
     if flags.num_samples == 1:
         return texts[0]
     if on_terminal():
-        kept = "\n\t"
-        return "\n".join(f"--- sample {number}\n{visible(text, kept)}" for number, text in enumerate(texts))
+        return "\n".join(f"--- sample {number}\n{text}" for number, text in enumerate(texts))
     return "\n".join(json_line({"sample": number, "text": text}) for number, text in enumerate(texts))

@@ -1,9 +1,10 @@
-"""Rank continuations of a prompt by probability: python run.py score --workdir=DIR --prompt=P --continuation=A ...
+"""Rank continuations of a prompt by bits per character: python run.py score --workdir=DIR --prompt=P --continuation=A
 
 Prints a table on a terminal, elsewhere a JSON line for each, the fewest bits per character first: "rank",
 "continuation", "log_prob" (natural logarithm), "bits", "bits_per_char", "perplexity" (per token) and "comparable":
-whether the tokens are the text itself, so that bits per character compare with those of other models. With --surprise
-it also shows the bits of each token: in colour on a terminal, elsewhere as "surprise", a list of [token, bits].
+whether the tokens can be joined back into exactly the text, so that bits per character compare with other models'.
+With --surprise it also shows the bits of each token: in colour on a terminal, elsewhere as "surprise", a list of
+[token, bits].
 """
 
 import math

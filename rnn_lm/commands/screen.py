@@ -19,8 +19,8 @@ INDENT, GAP = 2, 2  # of a table: before it, between its columns
 LONG_WORD = 20  # columns: longer words of a text may be cut where the table would be too wide
 DIGITS = 8  # of the numbers in JSON: enough that exp(nll) is the perplexity to a millionth
 NOT_COMPARABLE = (
-    "Bits per character cannot be compared with other models': the tokens are not the text itself (words lose repeated "
-    "blanks, normalization loses more)."
+    "Bits per character cannot be compared with other models': the tokens cannot be joined back into exactly the text "
+    "(words lose repeated spaces, normalization loses more)."
 )
 
 

@@ -120,12 +120,15 @@ def _next(result: Json) -> Iterator[str]:
         yield command("generate", f"--workdir={row['workdir']}", *imported, "--length=500")
         yield "To train it for longer, continue a copy:"
         yield command("-r", row["workdir"], copy, start="cp")
-        yield command(*trains, f"--config.steps={2 * row['steps']}")
+        flag = "stop_patience=0" if row["stop_patience"] else f"steps={2 * row['steps']}"
+        yield command(*trains, f"--config.{flag}")
 
 
 def _figures(setting: Json, split: str) -> Sequence[str]:
     valid, scored = setting["valid"], setting[split]
-    seeds = f"{setting['finished']}/{setting['members']}" + (" diverged" if setting["diverged"] else "")
+    seeds = f"{setting['finished']}/{setting['members']}" + (
+        f", {setting['diverged']} diverged" if setting["diverged"] else ""
+    )
     if valid is None or scored is None:
         return [seeds, "", "", "", "", ""]
     return [

@@ -74,9 +74,9 @@ def _remarks(summary: Json, result: Json) -> Iterator[str]:
     yield f"choice among {perplexity} equally likely tokens. 1 is perfect."
     in_training = summary.get("train", {}).get("perplexity")
     if in_training is not None:
-        yield f"On the last training text it was {in_training:.2f}."
+        yield f"On the last part of the training text the perplexity was {in_training:.2f}."
     if patience := summary.get("stop_patience"):  # not in an older run's summary
-        yield f"It was stopped early: the last {patience} evaluations were no better than the best one."
+        yield f"Training stopped early: the last {patience} evaluations brought no new best validation loss."
     if not result.get("comparable", True):
         yield NOT_COMPARABLE
     share = result.get("unknown", 0) / result["tokens"]
@@ -88,18 +88,21 @@ def _advice(summary: Json, result: Json) -> str:
     """The one thing to try first: of all that is wrong, what hides the rest."""
     perplexity, baselines = result["perplexity"] or math.inf, summary["baselines"]
     in_training = summary.get("train", {}).get("perplexity") or math.inf
-    more = f"the same command with --config.steps={2 * summary['steps']} trains it further"
+    flag = "stop_patience=0" if summary.get("stop_patience") else f"steps={2 * summary['steps']}"
+    more = f"the same command with --config.{flag} trains it further"
     if result.get("runs_away"):  # not in an older run's summary
         every, reset = result["reset"]["every"], number(result["reset"]["perplexity"], 2)
         return (
-            f"over this long text the state diverges. Reset every {every} tokens, the perplexity is {reset}. Try a "
-            "longer segment_length or weight decay."
+            f"the state diverges over this long text. With the state reset every {every} tokens, the perplexity is "
+            f"{reset}. Try a longer segment_length or weight decay."
         )
     if in_training < 0.5 * perplexity:
-        return "it memorised the training text, as the gap to the perplexity there shows. Try a longer text or dropout."
+        return (
+            "the model memorised the training text: its perplexity there is much lower. Try a longer text or dropout."
+        )
     if perplexity > baselines["unigram"]["perplexity"]:
         return f"it does not beat token frequencies yet. Try another learning rate, or more steps: {more}."
-    if summary["best_step"] < 0.8 * summary["steps"]:
+    if summary["best_step"] < 0.8 * summary["steps"] or summary.get("stop_patience"):
         best = f"the validation text was predicted best at step {summary['best_step']:,} of {summary['steps']:,}"
         return f"{best}, and no better since. Try a longer text or dropout."
     if "ngram" in baselines and perplexity > baselines["ngram"]["perplexity"]:

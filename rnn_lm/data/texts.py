@@ -1,10 +1,10 @@
 """UTF-8 text from files, folders and globs."""
 
 import codecs
+import glob
 import os
 import re
 import shlex
-import stat
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,8 +24,8 @@ OURS = {
 def read_files(*paths: str) -> str:
     """The text of UTF-8 files, folders (all files in them) or globs, joined by newlines.
 
-    Files come in the order of their paths. Links are followed, and each file is read once. Folders and globs skip
-    empty files, names that start with a dot, and the folders of runs, sweeps and comparisons.
+    The files of a path come in the order of their paths. Links are followed, and each file is read once. Folders and
+    globs skip empty files, names that start with a dot, and the folders of runs, sweeps and comparisons.
 
     Raises:
       UserError: there is no such text, or a part of it cannot be read.
@@ -43,10 +43,10 @@ def _files(path: str) -> Iterator[tuple[Path, bytes]]:
     if not path:
         raise UserError("the path of the text is empty; give a UTF-8 file, a folder or a glob")
     root, pattern = _split(path_of(path))
-    if not pattern and os.path.lexists(root) and not root.is_dir():
-        yield root, _content(root)
+    if not pattern and os.path.lexists(root) and not os.path.isdir(root):
+        yield root, _content(root, or_pipe=True)
         return
-    if root.is_dir() and is_ours(root):
+    if is_ours(root):
         raise UserError(f"{root} is the folder of a run, a sweep or a comparison, which is never read as text")
     found: dict[str, Path] = {}  # by real path: a file with several names has the first of them
     for file in _matches(root, {pattern or ("**",)}, set()):
@@ -54,7 +54,7 @@ def _files(path: str) -> Iterator[tuple[Path, bytes]]:
     files = [(file, content) for file in found.values() if (content := _content(file))]
     if not files:
         what = "all files in it are empty" if found else "no such file, folder or glob, or no file in it"
-        raise UserError(f"{path}: {what}; --config.corpus.path (or --text) takes UTF-8 text")
+        raise UserError(f"{path}: {what}; give UTF-8 text")
     yield from files
 
 
@@ -75,20 +75,20 @@ def _matches(folder: Path, patterns: set[Pattern], searched: set[tuple]) -> Iter
     `searched` has the folders so far, since links may lead back.
     """
     here = os.path.realpath(folder), frozenset(patterns)
-    if not folder.is_dir() or here in searched or is_ours(folder):
+    if not os.path.isdir(folder) or here in searched or is_ours(folder):
         return
     searched.add(here)
     try:
-        names = [entry.name + "/" * entry.is_dir() for entry in os.scandir(folder)]
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:
         raise _unreadable(folder, error) from error
-    for name in sorted(name for name in names if not name.startswith(".")):
+    for name in sorted(entry.name + "/" * os.path.isdir(entry.path) for entry in entries):
         path, left = folder / name, _after(patterns, name.rstrip("/"))
         if not left:
             continue
         if name.endswith("/"):
             yield from _matches(path, left, searched)
-        elif () in left or not path.exists():  # a broken link may have been a folder
+        elif () in left or not os.path.exists(path):  # a broken link may have been a folder
             yield path
 
 
@@ -108,34 +108,36 @@ def is_ours(folder: Path) -> bool:
     """Whether it is the folder of a run, a sweep or a comparison."""
     for name, keys in OURS.items():
         try:
-            if (folder / name).is_file() and keys <= read_json(folder / name).keys():
+            if os.path.isfile(folder / name) and keys <= read_json(folder / name).keys():
                 return True
         except NewerFormat:
-            return True
+            if name == "vocabulary.json":
+                return True
         except Unreadable:
             pass
-    return any(folder.glob("ngrams/*.npz"))  # of a sweep or a comparison that has just begun
+    # A sweep or a comparison that has just begun has counted n-grams, in a file named by a hash.
+    return bool(glob.glob(os.path.join(glob.escape(str(folder)), "ngrams", 16 * "[0-9a-f]" + "-*.npz")))
 
 
-def _content(file: Path) -> bytes:
+def _content(file: Path, *, or_pipe: bool = False) -> bytes:
+    """The content of a file, or of a pipe that is named by itself; reading one in a folder may wait for ever."""
     try:
-        if not file.exists():
-            raise UserError(f"{file} is a broken link, so its text is missing; mend or remove it")
-        if not (file.is_file() or file.is_fifo()):
-            raise UserError(f"{file} is a device or a socket, not a file; give UTF-8 text")
+        if not os.path.exists(file):
+            raise UserError(f"{file} is a broken link, so its text is missing; fix or delete the link")
+        if not (file.is_file() or (or_pipe and file.is_fifo())):
+            raise UserError(f"{file} is no file but a device, a socket or a pipe; give UTF-8 text")
         return file.read_bytes()
     except OSError as error:
         raise _unreadable(file, error) from error
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be read: {error.strerror}; allow it, or give another path")
+    return UserError(f"{path} cannot be read: {error.strerror}; check its permissions, or give another path")
 
 
 def check_lasting(path: str) -> None:
     """Raises UserError if a path can be read only once, as a pipe: verbs read the text of a run again."""
-    root = path_of(path)
-    if root.exists() and stat.S_ISFIFO(root.stat().st_mode):
+    if os.path.exists(path_of(path)) and path_of(path).is_fifo():
         raise UserError(f"{path} is a pipe, which can be read only once; save the text in a file first")
 
 
@@ -159,7 +161,7 @@ def decoded(content: bytes, name: str) -> str:
         where = f"{name}: not UTF-8 (byte {place} is 0x{content[place]:02x}"
         if error.reason == "unexpected end of data":
             raise UserError(
-                f"{where}, where the file ends inside a character): it was cut; {_cleaned(name)}"
+                f"{where}, where the file ends inside a character): the file is truncated; {_cleaned(name)}"
             ) from error
         raise UserError(f"{where}); {_repair(content, mark, name)}") from error
 
@@ -182,12 +184,12 @@ def _repair(content: bytes, mark: int, name: str) -> str:
     several = len(valid) - sum(map(str.isascii, valid))  # characters of several bytes
     wrong = len(content) - mark - len(valid.encode())
     if mark or several >= wrong or re.search(rb"\xed[\xa0-\xbf]", content):
-        return f"the rest is: {_cleaned(name)}"
+        return f"the rest of the file is UTF-8; {_cleaned(name)}"
     try:
         content.decode("cp1252")
     except UnicodeDecodeError:
         return "convert it from its encoding with iconv (iconv -l lists them)"
-    return f"if it is a Western European text, {_converted(name, 'cp1252')}; else from its own encoding"
+    return f"{_converted(name, 'cp1252')} (cp1252 is for Western European texts; iconv -l lists the others)"
 
 
 def _converted(name: str, encoding: str) -> str:
@@ -195,4 +197,4 @@ def _converted(name: str, encoding: str) -> str:
 
 
 def _cleaned(name: str) -> str:
-    return f"correct it, or drop what is wrong: iconv -c -f utf-8 -t utf-8 {shlex.quote(name)} > NEW"
+    return f"fix that byte, or remove invalid bytes: iconv -c -f utf-8 -t utf-8 {shlex.quote(name)} > NEW"

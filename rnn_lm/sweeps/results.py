@@ -116,6 +116,7 @@ def row_of(member: Member) -> Json:
         if split in summary:
             row[split] = {name: summary[split][name] for name in (*FIGURES, "tokens")}
     about = {name: summary[name] for name in ("steps", "num_params", "tokens_per_second", "wall_seconds")}
+    about["stop_patience"] = summary.get("stop_patience", 0)  # not in an older run's summary
     about["train_nll"] = summary.get("train", {}).get("nll")  # of the last training line, if there is one
     return row | {"status": "finished", "mode": "vmap" if summary["lanes"] > 1 else "sequential"} | about
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from rnn_lm.config import check_config, set_field, tokens_per_step
 from rnn_lm.data.corpus import Corpus, Split, load_corpus
-from rnn_lm.errors import Diverged
+from rnn_lm.errors import Diverged, UserError
 from rnn_lm.fields import FIELDS
 from rnn_lm.files import Json, path_of, read_json, write_json
 from rnn_lm.inference.evaluate import figures
@@ -52,6 +52,8 @@ def compare(config: ConfigDict, workdir: str | Path, on_progress: Callable[[str]
       Diverged, Stopped: as in `train`.
     """
     workdir, names = path_of(workdir), networks_of(config)
+    if config.stop_patience:
+        raise UserError("config.stop_patience is not for compare: all networks get the same budget; leave it out")
     configs = {name: config_of(config, name) for name in names}
     for member_config in configs.values():
         check_config(member_config)

@@ -225,7 +225,7 @@ def _train_job(
             ]
             going = sum(not run.ended for run in runs)
             with closing(Trainer(runs, batches, started=started)) as trainer:
-                shown.start(trainer.first_step, going * tokens_per_step(config))
+                shown.start(trainer.first_step, config.steps, going * tokens_per_step(config))
                 trainer.run(stop, shown)
             if stop() or not counted.wait(stop=stop):
                 return

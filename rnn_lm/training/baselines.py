@@ -31,6 +31,7 @@ class Baselines:
     def __init__(self, path: Path, corpus: Corpus, *, shared: bool = False):
         self._path, self._corpus, self._shared = path, corpus, shared
         self._closing = threading.Event()
+        self._valid_nlls: dict[int, dict[str, float]] = {}  # of all members of a sweep
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._ngram = self._pool.submit(self._count)
 
@@ -55,8 +56,13 @@ class Baselines:
     def counted(self) -> bool:
         return self._ngram.done()
 
-    def nlls(self, ids: np.ndarray) -> dict[str, float]:
-        """The mean nats per token of each baseline on a text, without its first token."""
+    def valid_nlls(self, tokens: int) -> dict[str, float]:
+        """The mean nats per token of each baseline on the first scored tokens of the validation text."""
+        if tokens not in self._valid_nlls:
+            self._valid_nlls[tokens] = self._nlls(self._corpus.valid.ids[: tokens + 1])
+        return self._valid_nlls[tokens]
+
+    def _nlls(self, ids: np.ndarray) -> dict[str, float]:
         ngram, size = self._ngram.result(), len(self._corpus.vocabulary)
         assert ngram is not None  # counting was not stopped
         return {
@@ -76,7 +82,7 @@ class Baselines:
         return self._scored(self._corpus.valid)
 
     def _scored(self, split: Split) -> Json:
-        scores: Json = {name: figures(nll, split.tokens_per_character) for name, nll in self.nlls(split.ids).items()}
+        scores: Json = {name: figures(nll, split.tokens_per_character) for name, nll in self._nlls(split.ids).items()}
         ngram = self._ngram.result()
         assert ngram is not None
         scores["ngram"] = {"order": ngram.order, "num_counts": ngram.num_counts} | scores["ngram"]

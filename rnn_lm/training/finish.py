@@ -41,7 +41,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
         for name, split in (("valid", corpus.valid), ("test", corpus.test))
         if split.tokens
     }
-    rivals, read = _rivals(trainer, baselines), _read(trainer)
+    rivals, read = _rivals(trainer, baselines) if can_draw() else {}, _read(trainer)
     for i, (run, (model, best_step, steps)) in enumerate(zip(runs, loaded, strict=True)):
         if away := [name for name, (carried, _) in scores.items() if not carried[i].nll < MAX_NLL]:
             run.diverge(best_step, f"the perplexity of the whole {away[0]} text")
@@ -49,7 +49,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
         summary: Json = {
             "steps": steps,
             "best_step": best_step,
-            "stop_patience": run.config.stop_patience if run.stopped else 0,  # 0: not stopped early
+            "stop_patience": run.config.stop_patience if steps < run.config.steps else 0,  # 0: not stopped early
             "tokens": steps * tokens_per_step(run.config),
             "num_params": model.num_params,
             "wall_seconds": None,
@@ -94,7 +94,8 @@ def _scored(split: Split, carried: Evaluation, reset: Evaluation) -> Json:
 def _rivals(trainer: Trainer, baselines: Baselines) -> dict[str, float]:
     """The baselines' perplexities on what the evaluations during training read."""
     names = {"ngram": f"{baselines.scores['ngram']['order']}-gram"}
-    return {f"{names.get(name, name)} model": math.exp(nll) for name, nll in baselines.nlls(trainer.eval_ids).items()}
+    nlls = baselines.valid_nlls(len(trainer.eval_ids) - 1)
+    return {f"{names.get(name, name)} model": math.exp(nll) for name, nll in nlls.items()}
 
 
 def _read(trainer: Trainer) -> str:

@@ -15,7 +15,7 @@ def text_lines(corpus: Corpus) -> Iterator[str]:
     kinds = {"char": "characters", "word": "words", "byte": "bytes"}
     yield f"text: {corpus.name}"
     yield f"tokens: {train} for training, {valid} validation, {test} test"
-    yield f"vocabulary: {len(corpus.vocabulary):,} {kinds[corpus.vocabulary.kind]}, <unk> included"
+    yield f"vocabulary: {len(corpus.vocabulary):,} tokens ({kinds[corpus.vocabulary.kind]} and <unk>)"
 
 
 def model_lines(trainer: Trainer, *, building: bool) -> Iterator[str]:
@@ -29,7 +29,7 @@ def model_lines(trainer: Trainer, *, building: bool) -> Iterator[str]:
         shape = f"{model.cell}, {layers} of {model.num_hiddens:,} units"
     yield f"model: {shape}, {count:,} parameters"
     yield f"device: {jax.devices()[0].device_kind}"
-    yield f"machine code: {machine_code(trainer, building=building)}"
+    yield f"machine code (C++ kernels): {machine_code(trainer, building=building)}"
     yield f"folder: {run.workdir}, {f'resumed at step {run.first_step:,}' if run.first_step else 'a new run'}"
 
 
@@ -39,6 +39,8 @@ def machine_code(trainer: Trainer, *, building: bool) -> str:
         return "not used, the device is not a CPU"
     if native.cpu is None:
         return "not used, the package has none"
+    if trainer.config.model.kind == "mlp":
+        return "not used, there is none for this model"
     if not building and (reason := native.cpu.why_not()):
         return f"not used, {reason}"
     if not native.cpu.is_in(trainer.traced().jaxpr):

@@ -37,6 +37,7 @@ class _Bar(Display):
     def __init__(self, done: int, total: int, text: str):
         self._total = total
         self._last_line = -SECONDS_BETWEEN_LINES
+        self._complete = False  # whether a line has said so
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             console, column = Console(stderr=True), TextColumn("{task.description}", markup=False)
@@ -56,8 +57,10 @@ class _Bar(Display):
             while len(left) > 1 and len("  ".join(left)) > self._bar.console.width - self._wide - 2:
                 left.pop(-2 if len(left) > 2 else -1)
             self._bar.update(self._task, completed=done, description="  ".join(left))
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or done == self._total:
-            self._last_line = time.monotonic()
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or (
+            done == self._total and not self._complete
+        ):
+            self._last_line, self._complete = time.monotonic(), done == self._total
             self.message("  ".join(parts))
 
     def message(self, text: str) -> None:
@@ -123,7 +126,7 @@ class SweepDisplay(_Bar):
             self._show_all()
 
     def resume(self, tokens: int) -> None:
-        """Counts tokens that earlier processes trained a job on."""
+        """Counts tokens that take no time: an earlier process trained them, or nobody will."""
         with self._lock:
             self._now += tokens
 
@@ -159,9 +162,9 @@ class JobDisplay(Display):
     def __init__(self, whole: SweepDisplay, name: str):
         self._whole, self._name = whole, name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
 
-    def start(self, step: int, tokens_per_step: int) -> None:
-        """Called before the first dispatch; `tokens_per_step` sums over the members."""
-        self._step, self._tokens_per_step = step, tokens_per_step
+    def start(self, step: int, steps: int, tokens_per_step: int) -> None:
+        """Called before the first dispatch of `steps` steps; `tokens_per_step` sums over the members."""
+        self._step, self._steps, self._tokens_per_step = step, steps, tokens_per_step
         self._whole.resume(step * tokens_per_step)
 
     def update(self, step: int, tokens_per_second: float, seconds_per_step: float) -> None:
@@ -176,7 +179,8 @@ class JobDisplay(Display):
         self._whole.do(self, f"{what} {self._name} …")
 
     def end(self) -> None:
-        """Called once its members are scored."""
+        """Called once its members are scored. What is left, if they stopped early or diverged, needs no time."""
+        self._whole.resume((self._steps - self._step) * self._tokens_per_step)
         self._whole.do(self, "")
 
 

@@ -64,6 +64,7 @@ class Run:
         self.first_step, self.saved_step = 0, -1  # −1: none
         self.seen_step = -1  # the last one whose parameters are known to have a finite loss
         self.since_best = 0  # evaluations
+        self._is_open = False
         self.stopped = False  # early, as it ran out of patience
 
     @property
@@ -93,7 +94,6 @@ class Run:
         with closing(Checkpoints(self.workdir / CHECKPOINTS, read_only=True)) as checkpoints:
             if steps := checkpoints.steps():
                 self.first_step = self.saved_step = steps[-1]
-                self.seen_step = self.first_step - 1
                 arrays, notes = checkpoints.restore(self.saved_step)
                 state = fill_tree(jax.eval_shape(new, self.numbers), arrays)
                 self.best = Best(**notes["best"])
@@ -107,14 +107,17 @@ class Run:
             write_identity(self.workdir, self.config, self.corpus)
             self._checkpoints = Checkpoints(self.workdir / CHECKPOINTS, background=self._alone)
             self._record = Record(self.workdir, self.first_step, self._on_line)
+            self._is_open = True
             evaluated = [line["step"] for line in read_metrics(self.workdir) if line["split"] == "valid"]
             self.since_best = sum(step > (self.best.step or 0) for step in evaluated)
             self.stopped = self.out_of_patience
+            self.seen_step = self.first_step - (self.first_step not in evaluated)
         return state
 
     def close(self) -> None:
         """Finishes pending writes and closes the files."""
-        if not self.ended:
+        if self._is_open:
+            self._is_open = False
             self._record.close()
             self._checkpoints.close()
 
@@ -155,11 +158,11 @@ class Run:
 
     def diverge(self, step: int, what: str) -> None:
         """Records that `what` is not finite. Keeps the last checkpoint whose loss was seen to be finite."""
-        if self.saved_step > self.seen_step:
-            self.saved_step = self._checkpoints.delete_after(self.seen_step)
-        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step >= 0 else "nothing was saved yet"
-        self.diverged = f"{what} is not finite at step {step}; {kept}"
         write_json(self.workdir / DIVERGED, {"step": step, "what": what})
+        if self.saved_step > self.seen_step and self._is_open:
+            self.saved_step = self._checkpoints.delete_after(self.seen_step)
+        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step >= 0 else "no checkpoint is kept"
+        self.diverged = f"{what} is not finite at step {step}; {kept}"
 
     def _line(self, step: int, split: str) -> Json:
         return {"step": step, "tokens": step * tokens_per_step(self.config), "split": split}

@@ -53,7 +53,7 @@ def test_training_prints_results_and_runs_can_be_used(cli, tmp_path, experiment)
     for part in ("Finished: 40 steps", "perplexity", "unigram", "python run.py generate"):
         assert part in out
     heads = [line.partition(": ")[0] for line in err.splitlines()]
-    expected = ["text", "tokens", "vocabulary", "model", "device", "machine code", "folder", "step 0/40"]
+    expected = ["text", "tokens", "vocabulary", "model", "device", "machine code (C++ kernels)", "folder", "step 0/40"]
     assert heads[: len(expected)] == expected
     assert "a sample at step 40, after 32 tokens of the validation text (perplexity " in err
     assert json.loads((workdir / "config.json").read_text())["seed"] == 3
@@ -115,9 +115,9 @@ def test_the_final_screen_says_what_to_make_of_the_figures(run_folder):
         "it beats the baselines. To see how far it gets, the same command with --config.steps=120": said(1.1),
         "it does not beat the n-gram model yet. Try more hidden units, or more steps:": said(2.1, train=1.5),
         "it does not beat token frequencies yet. Try another learning rate, or more steps:": said(1e3, train=900),
-        "it memorised the training text": said(1e3),
+        "the model memorised the training text": said(1e3),
         "predicted best at step 40 of 60, and no better since": said(1.2, best_step=40),
-        "the state diverges. Reset every 1000 tokens, the perplexity is": said(1e3, away=True),
+        "the state diverges over this long text. With the state reset every 1000 tokens": said(1e3, away=True),
     }
     for wanted, screen in advice.items():
         assert screen.count("Advice: ") == 1 and [text for text in advice if text in screen] == [wanted]
@@ -189,6 +189,12 @@ def test_results_for_people_fit_their_terminal(run_folder, capsys, columns, tmp_
     screen = capsys.readouterr().out
     assert_fits(screen, columns, "240", f"{(tmp_path / 'out').stat().st_size}")
     assert screen.startswith("240 bytes became") and "probabilities promise" in screen
+
+
+@pytest.mark.parametrize("columns", [80], indirect=True)
+def test_a_terminal_gets_no_control_characters_of_a_text(cli, run_folder, columns):
+    code, out, _ = cli("generate", "--workdir", run_folder, "--prompt=the \x1b[31m", "--length=5")
+    assert code == 0 and out.startswith("the ␛[31m") and "\x1b" not in out
 
 
 def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):

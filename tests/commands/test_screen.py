@@ -139,3 +139,5 @@ def test_numbers_in_json_have_as_many_digits_as_mean_something():
 def test_what_a_terminal_would_obey_is_shown():
     assert visible("a\x1b[2J\n\t\r\x00\x7f\x9b\u202e\u200b é日") == "a␛[2J⏎⇥␍␀␡\\x9b\\u202e\\u200b é日"
     assert visible("a\n\x1b", keep="\n") == "a\n␛"
+    for text in ("Bonjour\u00a0!", "全角\u3000", "می\u200cخواهم", "👩\u200d🔬"):  # spaces and joiners of other scripts
+        assert visible(text) == text

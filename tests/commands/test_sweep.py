@@ -60,7 +60,7 @@ def test_the_screen_has_a_ranking_and_the_folder_of_the_best(swept, cli, tmp_pat
     assert [line.split()[:3] for line in lines[2:5]] == [
         ["1", "0.01", "2/2"],
         ["2", "0.001", "2/2"],
-        ["3", "1e+09", "0/1"],
+        ["3", "1e+09", "0/1,"],
     ]
     assert "1 diverged: learning_rate=1e+09" in out and "not finished yet" not in out
     result = json.loads((folder / "results.json").read_text())

@@ -103,6 +103,29 @@ def test_what_cannot_be_read_is_an_error(texts, monkeypatch):
         read_files(str(texts))
 
 
+def test_links_that_lead_nowhere_have_their_names_and_hidden_ones_do_not_count(texts):
+    (texts / ".loop").symlink_to(".loop")
+    assert read_files(str(texts)) == "a.txt\nsub/b.txt\nsub/deep/c.md"
+    (texts / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="texts/loop is a broken link"):
+        read_files(str(texts))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_entered_is_named(texts):
+    (texts / "sub").chmod(0)
+    for path in (texts, texts / "sub"):
+        with pytest.raises(UserError, match="texts/sub cannot be read: Permission denied"):
+            read_files(str(path))
+    (texts / "sub").chmod(0o700)
+
+
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(texts):
+    os.mkfifo(texts / "pipe")
+    with pytest.raises(UserError, match="texts/pipe is no file but a device, a socket or a pipe"):
+        read_files(str(texts))
+
+
 def test_a_name_with_brackets_is_a_name_where_it_exists(tmp_path, monkeypatch):
     folder = tmp_path / "br[1]"
     folder.mkdir()
@@ -142,12 +165,12 @@ def test_pipes_are_read_but_not_trained_on(tmp_path):
 
 def test_devices_and_sockets_are_refused(tmp_path, monkeypatch):
     for path in ("/dev/zero", "/dev/null"):
-        with pytest.raises(UserError, match=f"{path} is a device or a socket, not a file"):
+        with pytest.raises(UserError, match=f"{path} is no file but a device"):
             read_files(path)
     monkeypatch.chdir(tmp_path)  # a socket's path must be short
     with socket.socket(socket.AF_UNIX) as open_socket:
         open_socket.bind("socket")
-        with pytest.raises(UserError, match="socket is a device or a socket"):
+        with pytest.raises(UserError, match="socket is no file but a device"):
             read_files(str(tmp_path))
 
 
@@ -197,7 +220,10 @@ def test_the_folder_of_a_run_is_no_part_of_a_text(texts, make):
 def test_files_of_similar_names_are_text(texts):
     (texts / "vocabulary.json").write_text('{"words": ["a", "b"]}')
     (texts / "results.json").write_text("not JSON at all")
-    assert read_files(str(texts)).count("\n") == 4
+    (texts / "sub" / "results.json").write_text('{"format": 2, "rows": []}')
+    (texts / "sub" / "ngrams").mkdir()
+    (texts / "sub" / "ngrams" / "mine.npz").write_text("no hash")
+    assert read_files(str(texts)).count("\n") == 6
     of_run(texts / "mine")
     assert read_files(str(texts / "mine" / "samples.txt")) == "a sample"  # a file may be named by itself
 
@@ -218,17 +244,17 @@ def test_lines_end_at_line_feeds_only():
 @pytest.mark.parametrize(
     "content, message",
     [
-        ((CASES / "bom_bad.txt").read_bytes(), r"byte 14 is 0xff\); the rest is: correct it, or .* iconv -c -f utf-8"),
-        ((CASES / "cut_utf8.txt").read_bytes(), r"byte 34 is 0xe2, where the file ends inside a character\): it"),
+        ((CASES / "bom_bad.txt").read_bytes(), r"byte 14 is 0xff\); the rest of the file is UTF-8; .*iconv -c"),
+        ((CASES / "cut_utf8.txt").read_bytes(), r"byte 34 is 0xe2, where the file ends inside a character\): the f"),
         ((CASES / "utf16.txt").read_bytes(), "the text is UTF-16; convert it: .* -f utf-16 -t utf-8 'my text' > NEW"),
         ("the cat".encode("utf-16-be"), "the text is UTF-16BE; .* -f utf-16be"),
         ("the cat".encode("utf-16-le"), "the text is UTF-16LE; .* -f utf-16le"),
         ("the cat".encode("utf-32"), "the text is UTF-32; .* -f utf-32"),
-        ("“it’s”".encode("cp1252"), r"byte 0 is 0x93\); if it is a Western European text, convert it: iconv -f cp1252"),
-        ("Grün".encode("latin1"), r"byte 2 is 0xfc\); if it is a Western"),
+        ("“it’s”".encode("cp1252"), r"byte 0 is 0x93\); convert it: iconv -f cp1252 .* \(cp1252 is for Western"),
+        ("Grün".encode("latin1"), r"byte 2 is 0xfc\); convert it: iconv -f cp1252"),
         ("кот".encode("koi8-r") + b"\x81", "convert it from its encoding with iconv"),
-        ("“a” and é, ".encode() * 9 + b"\xff", "the rest is: correct it, or drop what is wrong"),
-        ("a\ud800b".encode(errors="surrogatepass"), r"byte 1 is 0xed\); the rest is"),
+        ("“a” and é, ".encode() * 9 + b"\xff", "the rest of the file is UTF-8; fix that byte, or remove invalid bytes"),
+        ("a\ud800b".encode(errors="surrogatepass"), r"byte 1 is 0xed\); the rest of the file is UTF-8"),
         (b"a\0b\0\0c", "a binary file"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@ import pytest
 from flax import nnx
 
 from rnn_lm.config import check_config, complete_config, tokens_per_step
+from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, get_field
 from rnn_lm.mlp import MLPLM
 from rnn_lm.nn.models import RNNLM
@@ -34,6 +35,12 @@ def test_each_network_has_the_same_budget_and_a_config_that_can_be(given):
         assert changed <= may_change[name]
     assert config_of(config, "mlp").model.kind == "mlp" and config_of(config, "lstm").model.cell == "lstm"
     assert config_of(config, "elman").model.activation == config.model.activation
+
+
+def test_networks_do_not_stop_early(tmp_path):
+    with pytest.raises(UserError, match="config.stop_patience is not for compare: all networks get the same budget"):
+        module.compare(complete_config({"stop_patience": 2}), tmp_path / "compare")
+    assert not (tmp_path / "compare").exists()
 
 
 def test_parameters_over_the_context():

@@ -225,7 +225,7 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path, text_file, monkeypatch, w
     owner, name = {"parameter": (Run, "save"), "validation perplexity": (module.Trainer, "_evaluate")}[where]
     original = getattr(owner, name)
     monkeypatch.setattr(owner, name, ruin)
-    with pytest.raises(Diverged, match=f"{where} is not finite at step 20; nothing was saved yet"):
+    with pytest.raises(Diverged, match=f"{where} is not finite at step 20; no checkpoint is kept"):
         train(small_config(text_file), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
     assert read_diverged(tmp_path / "run") == {"step": 20, "what": ANY}
@@ -257,6 +257,28 @@ def test_a_huge_loss_ends_the_run_and_no_checkpoint_of_it_stays(tmp_path, text_f
     with pytest.raises(Diverged, match=f"the checkpoint of step {saved[-1]} is kept"):  # resuming ends in the same way
         train(config, tmp_path / "run")
     assert sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())[-1] == saved[-1]
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_run_that_diverges_when_it_is_resumed_keeps_what_was_evaluated(tmp_path, text_file, monkeypatch, evaluated):
+    """Without an evaluation nothing is known of the loss of the last checkpoint but that it is not finite."""
+    config = small_config(text_file, steps=20, save_every=10, eval_every=20 if evaluated else 0)
+    train(config, tmp_path / "run")
+    if not evaluated:  # the end of a run always has one
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["split"] == "train"]
+        (tmp_path / "run" / "metrics.jsonl").write_text("".join(kept))
+    original = Run.open
+
+    def ruined(self):
+        state = original(self)
+        state.params.w_hq[...] = 1e30 * state.params.w_hq[...]
+        return state
+
+    monkeypatch.setattr(Run, "open", ruined)
+    config.steps = 40
+    with pytest.raises(Diverged, match=f"the checkpoint of step {20 if evaluated else 10} is kept"):
+        train(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

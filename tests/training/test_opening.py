@@ -37,19 +37,19 @@ def test_the_first_lines_are_those_of_the_run(text_file, tmp_path, trainer_of):
     assert [*text_lines(corpus)] == [
         f"text: {text_file}",
         f"tokens: {total - 2 * (total // 10):,} for training, {total // 10:,} validation, {total // 10:,} test",
-        "vocabulary: 21 characters, <unk> included",
+        "vocabulary: 21 tokens (characters and <unk>)",
     ]
     gates = 3 * 16
     layers = sum(inputs * gates + 16 * gates + gates + 16 for inputs in (21, 16))
     assert [*model_lines(trainer, building=False)] == [
         f"model: gru, 2 layers of 16 units, {layers + 16 * 21 + 21:,} parameters",
         f"device: {jax.devices()[0].device_kind}",
-        "machine code: used",
+        "machine code (C++ kernels): used",
         f"folder: {tmp_path / '0'}, a new run",
     ]
     trainer.runs[0].first_step = 1200
     assert [*model_lines(trainer, building=True)][2:] == [
-        "machine code: used; it is compiled now, once on this machine",
+        "machine code (C++ kernels): used; it is compiled now, once on this machine",
         f"folder: {tmp_path / '0'}, resumed at step 1,200",
     ]
     mlp = trainer_of(model__kind="mlp", model__context=4)

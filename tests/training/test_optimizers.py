@@ -1,3 +1,5 @@
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -105,6 +107,9 @@ def test_names_of_optimizers(registry):
     rnn_lm.register_optimizer("mine")(lambda numbers: optax.identity())
     with pytest.raises(ValueError, match="the name 'mine' already belongs to another optimizer"):
         rnn_lm.register_optimizer("mine")(numbers)
+    rnn_lm.register_optimizer("nameless")(functools.partial(numbers))
+    with pytest.raises(ValueError, match="the name 'nameless' already belongs to another optimizer"):
+        rnn_lm.register_optimizer("nameless")(functools.partial(numbers))
     with pytest.raises(ValueError, match="the name 'adam' already belongs to another optimizer"):
         rnn_lm.register_optimizer("adam")(numbers)
     config = rnn_lm.default_config()

@@ -33,8 +33,8 @@ def sweep_of_three(monkeypatch, clock, **earlier):
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     display = SweepDisplay(members=3, tokens=3000, **earlier)
     first, second = display.of("one", program=1), display.of("two", program=1)
-    first.start(0, tokens_per_step=10)
-    second.start(50, tokens_per_step=10)  # which goes on
+    first.start(0, 100, tokens_per_step=10)
+    second.start(50, 100, tokens_per_step=10)  # which goes on
     return display, first, second
 
 
@@ -64,8 +64,18 @@ def test_a_sweep_shows_all_its_members_what_it_does_and_the_time_left(capsys, mo
         "0 of 3 finished  53% of 3,000 tokens  50 tokens/s  28s left  scoring one …",
         "one: diverged␛[31m",
         "compiling three …",
-        "1 of 3 finished  53% of 3,000 tokens  33 tokens/s  42s left  scoring two …",
+        "1 of 3 finished  67% of 3,000 tokens  33 tokens/s  30s left  scoring two …",  # what diverged needs no time
     ]
+
+
+def test_the_end_of_a_sweep_is_shown_once(capsys, monkeypatch):
+    clock = [100.0]
+    display, first, _ = sweep_of_three(monkeypatch, clock, before=1500)
+    first.update(100, tokens_per_second=1.0, seconds_per_step=1.0)
+    for _ in range(3):
+        display.do(first, "scoring one …")
+    display.close()
+    assert capsys.readouterr().err.count("100%") == 1
 
 
 def test_a_resumed_sweep_counts_what_was_done_before(capsys, monkeypatch):
