@@ -55,8 +55,6 @@ def compare(config: ConfigDict, workdir: str | Path, on_progress: Callable[[str]
     if config.stop_patience:
         raise UserError("config.stop_patience is not for compare: all networks get the same budget; leave it out")
     configs = {name: config_of(config, name) for name in names}
-    for member_config in configs.values():
-        check_config(member_config)
     corpus = load_corpus(**config.corpus)
     check_only(workdir, {*names, RESULT, NGRAMS, PLOTS}, "a comparison")
     members = [Member(name, {}, configs[name], workdir / name, corpus) for name in names]
@@ -118,6 +116,7 @@ def config_of(config: ConfigDict, name: str) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for field, value in changes.items() | {field: FIELDS[field].default for field in dropped}.items():
         set_field(config, field, value)
+    check_config(config)
     return config
 
 
