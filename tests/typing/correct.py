@@ -7,7 +7,7 @@ from typing import Any, assert_type
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import optax  # type: ignore[import-untyped]
 from flax import nnx
 from jax import Array
 
