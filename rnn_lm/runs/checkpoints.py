@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ class Checkpoints:
         return [i >= latest or checkpoint.step == self._best for i, checkpoint in enumerate(checkpoints)]
 
     def save(self, step: int, tree: Tree, notes: Json) -> None:
-        """Writes a copy of the arrays."""
+        """Writes a copy of the arrays and of the notes, perhaps later, in the background."""
         arrays = {name: np.array(array) for name, array in named_leaves(tree).items()}
         sha256 = {name: _sha256(array) for name, array in arrays.items()}
         self._best = notes["best"]["step"]
-        record: Json = {"format": FORMAT, "notes": notes, "sha256": sha256}
+        record: Json = {"format": FORMAT, "notes": deepcopy(notes), "sha256": sha256}
         record["sha256_of_notes"] = _sha256_of_json(record)
         items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(record))
         with self._writing():

@@ -42,6 +42,18 @@ def test_what_was_saved_comes_back(folder):
         np.testing.assert_array_equal(a, b)
 
 
+def test_notes_that_change_after_a_save_are_those_of_the_save(tmp_path):
+    """A save goes on in the background while training changes what its notes were made of."""
+    checkpoints, best = Checkpoints(tmp_path / "checkpoints"), {"step": 1, "waited": 0}
+    for step in range(1, 6):
+        checkpoints.save(step, tree(step), {"best": best})
+        best["waited"] += 1
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert [checkpoints.restore(step)[1]["best"]["waited"] for step in checkpoints.steps()] == [0, 2, 3, 4]
+    checkpoints.close()
+
+
 def test_the_best_stays_when_saving_goes_on_later(folder):
     checkpoints = Checkpoints(folder)
     for step in (70, 80, 90):
