@@ -12,7 +12,7 @@ from rnn_lm.config import complete_config
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, get_field
-from rnn_lm.files import Json, read_if_there, read_json, temporary_name, write_json
+from rnn_lm.files import Json, path_of, read_if_there, read_json, temporary_name, write_json
 from rnn_lm.plugins import IMPORTED
 
 CONFIG, VOCABULARY, CHECKPOINTS = "config.json", "vocabulary.json", "checkpoints"
@@ -68,7 +68,7 @@ def write_identity(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
     resolved["corpus"]["sha256"] = corpus.sha256
     if config.corpus.path:  # valid from any folder; no source was read
         del resolved["corpus"]["source"]
-        resolved["corpus"]["path"] = os.path.abspath(os.path.expanduser(config.corpus.path))
+        resolved["corpus"]["path"] = os.path.abspath(path_of(config.corpus.path))
     if IMPORTED:  # for those who load the run
         resolved["import"] = IMPORTED
     write_json(workdir / VOCABULARY, corpus.vocabulary.to_json())
