@@ -6,6 +6,7 @@ It serves every cell whose step is `gates` of one product `h w_hh`. The backward
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from rnn_lm.nn import native
 from rnn_lm.nn.arrays import Carry, Tree, product, shifted, summed_product
 from rnn_lm.nn.cell import Cell, is_hoisted, overrides
 from rnn_lm.nn.cells import GRUCell
-from rnn_lm.nn.controls import Controls, enter, keep
+from rnn_lm.nn.controls import Controls, enter, keep, where, without_padding
 from rnn_lm.nn.scan import Leaves, Pieces, changing_leaves, projections
 
 
@@ -37,27 +38,45 @@ def fused_scan(
     cell: Cell, initial: Carry, carry: Carry, inputs: Array, controls: Controls, reverse: bool
 ) -> tuple[Carry, Carry, Array]:
     """Returns the last carry, all carries and all outputs."""
-    pieces, projected = Pieces.of(cell), projections(cell, inputs)
-    read = {i: pieces.leaves[i] for i in _read_leaves(pieces, carry, projected[0])}
+    pieces, projected = Pieces.of(cell), jax.eval_shape(lambda: projections(cell, inputs))
+    one = jax.ShapeDtypeStruct(projected.shape[1:], projected.dtype)
+    read = {i: pieces.leaves[i] for i in _read_leaves(pieces, carry, one)}
     small = {i: leaf for i, leaf in read.items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
     fixed = {i: leaf for i, leaf in read.items() if i not in small}
     is_learned = bool(controls) and overrides(cell, "initialize_carry")
     scan = _Scan(pieces.shapes(), cell.dtype, reverse, is_learned)
     run = jax.custom_vjp(scan.values)
     run.defvjp(scan.forward, scan.backward)
-    arguments, others = (small, cell.w_hh[...], carry, projected), (initial, fixed, controls)
-    if not controls and native.is_wanted() and native.cpu.is_for(cell, arguments):
 
-        def on_cpu(*arguments: Tree) -> tuple[Carry, Carry]:
-            carries = native.cpu.accelerated(lambda *a: scan.values(*a, *others)[1], cell, reverse)(*arguments)
-            return jax.tree.map(lambda a: a[0 if reverse else -1], carries), carries
+    def by_scan() -> tuple[Carry, Carry, Array]:
+        projected = projections(cell, without_padding(inputs, controls))
+        last, carries = run(small, cell.w_hh[...], carry, projected, initial, fixed, controls)
+        outputs = jax.vmap(cell.output)(carries) if overrides(cell, "output") else cell.output(carries)
+        return last, carries, without_padding(outputs, controls)
 
-        last, carries = lax.platform_dependent(*arguments, cpu=on_cpu, default=lambda *a: run(*a, *others))
-    else:
-        last, carries = run(*arguments, *others)
-    if overrides(cell, "output"):
-        return last, carries, jax.vmap(cell.output)(carries)
-    return last, carries, cell.output(carries)
+    if not native.is_wanted():
+        return by_scan()
+    layer = native.cpu.Layer.of(cell, small, carry, initial, inputs, controls)
+    if not native.cpu.is_for(cell, layer):
+        return by_scan()
+
+    def reference(layer: Any) -> tuple[Carry, Carry]:
+        last, carries = scan.values(
+            layer.small, layer.w_hh, layer.carry, layer.projected(), layer.initial, fixed, layer.controls
+        )
+        return last, jax.tree.map(lambda c: without_padding(c, layer.controls), carries)
+
+    def on_cpu(layer: Any) -> tuple[Carry, Carry, Array]:
+        last, states = native.cpu.accelerated(reference, cell, reverse)(layer)
+        carries = jax.tree.map(partial(_past_the_ends, controls), states, carry if reverse else last)
+        return last, carries, cell.output(states)
+
+    return lax.platform_dependent(layer, cpu=on_cpu, default=lambda _: by_scan())
+
+
+def _past_the_ends(controls: Controls, states: Array, state: Array) -> Array:
+    """The states, and past the end of each sequence `state`."""
+    return where(controls["valid"], states, state[None]) if "valid" in controls else states
 
 
 @dataclass(frozen=True)
@@ -152,7 +171,7 @@ class _Scan:
         return jax.tree.map(jnp.add, d_before, d_through), (d_small, d_small_of_output), d_learned, adjoints
 
 
-def _read_leaves(pieces: Pieces, carry: Carry, x_t: Array) -> list[int]:
+def _read_leaves(pieces: Pieces, carry: Carry, x_t: jax.ShapeDtypeStruct) -> list[int]:
     """The positions of the leaves that `gates` and `output` read."""
 
     def reading(leaves: list[Array], carry: Carry, x_t: Array) -> tuple[Carry, Array]:

@@ -17,3 +17,8 @@ def is_wanted() -> bool:
 def is_available() -> bool:
     """Whether machine code is there and wanted; compiles and loads it the first time."""
     return cpu is not None and cpu.is_available()
+
+
+def version() -> str:
+    """Which machine code computes here; "none" where none does."""
+    return cpu.version() if is_available() else "none"

@@ -4,7 +4,7 @@ The cell and the options decide who computes it:
 
 | who | for |
 |---|---|
-| `cpu`, machine code | the three cells as they are, on a CPU: float32, one batch axis, several steps, no controls |
+| `cpu`, machine code | the three cells and their controls, on a CPU: float32, one batch axis, several steps |
 | `fused_scan` | a `Cell` whose step is `gates` of one product, unless backward="autodiff" |
 | `plain_scan` | any other cell |
 | `in_blocks` of one of these | remat |
@@ -28,7 +28,7 @@ from rnn_lm.nn import native
 from rnn_lm.nn.arrays import Carry, alike, divided_like
 from rnn_lm.nn.cell import as_inputs, overrides
 from rnn_lm.nn.checks import check_options, check_shapes, check_values, described
-from rnn_lm.nn.controls import Controls, Masks, controls_of, initial_carry, without_padding
+from rnn_lm.nn.controls import Controls, Masks, controls_of, initial_carry
 from rnn_lm.nn.fused import fused_scan, is_fused
 from rnn_lm.nn.scan import Way, changed_leaves, changing_leaves, in_blocks, plain_scan
 from rnn_lm.nn.stack import Stack
@@ -185,7 +185,7 @@ def _layer(
     controls = controls_of(len(inputs), masks)
     initial = None if masks.resets is None else initial_carry(cell, carry, inputs, ids)
     carry, initial = divided_like((carry, initial), inputs, batch_axes)
-    inputs, initial, controls = alike((without_padding(inputs, controls), initial, controls))
+    inputs, initial, controls = alike((inputs, initial, controls))
     way: Way = fused_scan if options.backward == "fused" and is_fused(cell, carry, inputs) else plain_scan
     if options.remat is None:
         last, carries, outputs = way(cell, initial, carry, inputs, controls, options.reverse)
@@ -199,4 +199,4 @@ def _layer(
 
         block = math.isqrt(len(inputs) - 1) + 1 if options.remat == "sqrt" else options.remat
         last, carries, outputs = in_blocks(run, block, state, carry, inputs, controls, options.reverse)
-    return last, carries, without_padding(outputs, controls)
+    return last, carries, outputs

@@ -11,9 +11,10 @@ from jaxtyping import Array
 
 from rnn_lm.nn.arrays import Carry, Tree
 from rnn_lm.nn.cell import Cell, is_hoisted, overrides
-from rnn_lm.nn.controls import Controls, enter, keep
+from rnn_lm.nn.controls import Controls, enter, keep, without_padding
 
-# The signature of each way to unroll. It returns the last carry, all carries and all outputs.
+# The signature of each way to unroll. It returns the last carry, all carries and all outputs,
+# and never looks past the end of a sequence.
 Way = Callable[[Any, Carry, Carry, Array, Controls, bool], tuple[Carry, Carry, Array]]
 
 
@@ -49,6 +50,7 @@ def plain_scan(
     """Any cell, step by step. Other state of the cell, such as a count of draws, is carried along."""
     pieces, changing = Pieces.of(cell), changing_leaves(cell, carry, inputs[0])
     hoisted = is_hoisted(cell) and not changing
+    inputs = without_padding(inputs, controls)
 
     def step(state: tuple[Carry, list[Array]], xs: tuple[Array, Controls]) -> tuple[tuple, tuple[Carry, Array]]:
         (carry, changed), (x, control) = state, xs
@@ -68,7 +70,7 @@ def plain_scan(
     (last, changed), (carries, outputs) = lax.scan(step, start, (xs, controls), reverse=reverse)
     if changing:
         nnx.update(cell, nnx.state(pieces.cell(dict(zip(changing, changed, strict=True)))))
-    return last, carries, outputs
+    return last, carries, without_padding(outputs, controls)
 
 
 @jax.named_scope("projection")

@@ -37,7 +37,7 @@ def test_what_truncation_keeps_does_not_grow_with_time():
     rows = step_costs(MODEL, batch_size=4, segment=16, lengths=[16, 256])
     size = {(row["way"], row["steps"]): row["temporary_bytes"] for row in rows}
     assert size["cached", 256] > 10 * size["cached", 16]
-    assert size["remat", 256] < 0.5 * size["cached", 256]
+    assert size["remat", 256] < 0.6 * size["cached", 256]
     assert size["truncated", 256] < 2 * size["truncated", 16]
     assert all(row["seconds"] > 0 for row in rows)
 

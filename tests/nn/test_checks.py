@@ -59,21 +59,27 @@ def test_a_parameter_of_another_shape_is_named_with_both(name, parameter, shape)
 
 
 @pytest.mark.skipif(not native.is_available(), reason="no C++ compiler here, or RNN_LM_NATIVE=0")
-@pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("target", ["rnn_lm_forward", "rnn_lm_backward"])
-def test_the_machine_code_checks_its_dimensions_itself(target, place):
-    h, c, gates = jnp.zeros((B, H)), jnp.zeros((B, H)), jnp.zeros((T, B, 4 * H))
-    states, w_hh, nothing = jnp.zeros((T, B, H)), jnp.zeros((H, 4 * H)), jnp.zeros((0,))
+def test_the_machine_code_checks_its_dimensions_itself(target):
+    h, states, gates = jnp.zeros((B, H)), jnp.zeros((T, B, H)), jnp.zeros((T, B, 4 * H))
+    x, w_xh, w_hh = jnp.zeros((T, B, D)), jnp.zeros((D, 4 * H)), jnp.zeros((H, 4 * H))
+    b_h, nothing, lengths, resets = w_hh[0], jnp.zeros(0), jnp.zeros((B,), jnp.int32), jnp.zeros((T, B), bool)
+    layer = [x, w_xh, b_h, w_hh, nothing, h, h, h, h, lengths, resets]
     arguments, results = {
-        "rnn_lm_forward": ([gates, w_hh, h, c, nothing], [states, states, gates]),
-        "rnn_lm_backward": ([w_hh, h, c, states, states, gates, states, states], [gates, nothing, h, c]),
+        "rnn_lm_forward": (layer, [states, states, gates, h, h]),
+        "rnn_lm_backward": (
+            [*layer, jnp.ones(T), states, states, gates, states, states, h, h],
+            [x, w_xh, b_h, w_hh, nothing, h, h, h, h],
+        ),
     }[target]
     kinds = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in results]
-    call = jax.ffi.ffi_call(target, kinds)
-    call(*arguments, cell=4, reverse=False)
-    arguments[place] = jnp.zeros((3, 2, 7))
-    with pytest.raises(Exception, match="rnn_lm: .*dimensions"):
-        jax.block_until_ready(call(*arguments, cell=4, reverse=False))
+    call = partial(jax.ffi.ffi_call(target, kinds), cell=4, inputs=0, reverse=False)
+    call(*arguments)
+    for place, argument in enumerate(arguments):
+        wrong = [*arguments]
+        wrong[place] = jnp.zeros((3, 2, 7), argument.dtype)
+        with pytest.raises(Exception, match="rnn_lm: .*dimensions"):
+            jax.block_until_ready(call(*wrong))
 
 
 def test_lists_and_numpy_arrays_will_do():

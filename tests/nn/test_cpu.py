@@ -1,5 +1,8 @@
 """The machine code against the compiled scan, which test_recurrence.py holds to loops and finite differences."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -10,8 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
+from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell, LSTMState
 from rnn_lm.nn.recurrence import unroll
+from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation
 from tests.nn.test_recurrence import assert_same, loss_of, make_carry
 
 cpu = pytest.importorskip("rnn_lm.nn.cpu")  # the folder may be left out
@@ -32,6 +36,13 @@ def make(name, t=6, b=3, d=4, h=5):
     return cell, make_carry(cell, (b,)), jax.random.normal(jax.random.key(1), (t, b, d))
 
 
+def assert_close(a, b, tolerance=2e-5):
+    """To so much of the largest number, as sums are in another order."""
+    for got, expected in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        largest = np.abs(expected).max(initial=1.0)
+        np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * largest)
+
+
 def both_ways(f, *args):
     """`f(*args)` by the machine code and by the scan, each compiled anew."""
     assert "rnn_lm_forward" in jax.jit(lambda *args: f(*args)).lower(*args).as_text()
@@ -47,7 +58,140 @@ def both_ways(f, *args):
 def test_it_equals_the_scan_in_values_and_gradients(name, t, b, h, reverse):
     cell, carry, x = make(name, t, b, 4, h)
     loss = loss_of(partial(unroll, reverse=reverse), cell, t, b, h)
-    assert_same(*both_ways(jax.value_and_grad(loss, argnums=(0, 1, 2)), nnx.state(cell), carry, x))
+    assert_close(*both_ways(jax.value_and_grad(loss, argnums=(0, 1, 2)), nnx.state(cell), carry, x))
+
+
+LENGTHS = jnp.array([6, 0, 3, 1, 6, 2, 5, 4, 1])
+RESETS = jax.random.bernoulli(jax.random.key(4), 0.3, (6, 9))
+MASKS = {
+    "lengths": {"lengths": LENGTHS},
+    "resets": {"resets": RESETS},
+    "segments": {"truncation": SegmentTruncation(4)},
+    "random truncation": {"truncation": RandomizedTruncation(0.5, jax.random.key(5))},
+}
+MASKS["all"] = {name: option for options in MASKS.values() for name, option in options.items()}
+
+
+@needs_compiler
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "name, masks", [*((name, "all") for name in CELLS), *(("lstm", masks) for masks in MASKS), ("gru", "lengths")]
+)
+def test_masks_equal_the_scans_and_padding_is_never_looked_at(name, masks, reverse):
+    cell, carry, x = make(name, b=9)
+    options = MASKS[masks]
+    if "lengths" in options:
+        x = jnp.where((jnp.arange(6)[:, None] < LENGTHS)[..., None], x, jnp.nan)
+    loss = loss_of(partial(unroll, reverse=reverse, **options), cell, 6, 9)
+    fast, slow = both_ways(jax.value_and_grad(loss, argnums=(0, 1, 2)), nnx.state(cell), carry, x)
+    assert_close(fast, slow)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fast))
+
+
+@needs_compiler
+@pytest.mark.parametrize("reverse", [False, True])
+def test_all_states_of_sequences_that_end_equal_the_scans(reverse):
+    cell, carry, x = make("lstm", b=9)
+
+    def loss(x):
+        carries, y = unroll(cell, carry, x, lengths=LENGTHS, reverse=reverse, return_carries=True)
+        return sum(jnp.sum(jnp.sin(leaf) * (i + 1)) for i, leaf in enumerate(jax.tree.leaves((carries, y))))
+
+    assert_close(*both_ways(jax.value_and_grad(loss), x))
+
+
+class Learned(LSTMCell):
+    """A learned initial state."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.h_start = nnx.Param(jnp.linspace(-1, 1, sizes[1]))
+
+    def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+        c, h = super().initialize_carry(input_shape, rngs, carry_init)
+        return LSTMState(c + self.h_start[...] ** 2, h + self.h_start[...])
+
+
+class Centred(GRUCell):
+    """Projects inputs in a way of its own."""
+
+    def project(self, x):
+        return super().project(x - x.mean(-1, keepdims=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("cls", [Learned, Centred])
+def test_cells_with_other_starts_or_projections_run_as_machine_code_too(cls):
+    cell = cls(4, 5, rngs=nnx.Rngs(0))
+    _, _, x = make("gru", b=9)
+    loss = loss_of(partial(unroll, lengths=LENGTHS, resets=RESETS), cell, 6, 9)
+    carry = cell.initialize_carry((9, 4))
+    assert_close(*both_ways(jax.value_and_grad(loss, argnums=(0, 1, 2)), nnx.state(cell), carry, x))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm"])
+def test_ids_select_rows_as_jax_selects_them(name):
+    cell, carry, _ = make(name, b=9)
+    ids = jax.random.randint(jax.random.key(6), (6, 9), -4, 4)  # of 4: negative ones count from the end
+    for options in ({}, {"lengths": LENGTHS}):
+        gradient = jax.value_and_grad(loss_of(partial(unroll, **options), cell, 6, 9), argnums=(0, 1))
+        assert_close(*both_ways(gradient, nnx.state(cell), carry, ids))
+    assert_close(*both_ways(lambda ids: unroll(cell, carry, ids)[1], 3 * ids))  # some out of range
+
+
+@needs_compiler
+def test_second_derivatives_and_vmap_with_masks_equal_the_scans():
+    cell, carry, x = make("gru", b=9)
+    run = partial(unroll, lengths=LENGTHS, resets=RESETS)
+    gradient = jax.grad(loss_of(run, cell, 6, 9), argnums=(0, 2))
+    bend = lambda *args: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(gradient(*args)))  # noqa: E731
+    assert_close(*both_ways(jax.grad(bend, argnums=(0, 2)), nnx.state(cell), carry, x), tolerance=1e-4)
+    many = jax.vmap(gradient, (None, None, 0))(nnx.state(cell), carry, jnp.stack([x, 2 * x]))
+    one_by_one = [gradient(nnx.state(cell), carry, scale * x) for scale in (1, 2)]
+    assert_close(many, jax.tree.map(lambda *g: jnp.stack(g), *one_by_one))
+
+
+CUTS = """
+import hashlib, jax, jax.numpy as jnp
+from flax import nnx
+from rnn_lm.nn import native
+from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
+from rnn_lm.nn.recurrence import unroll
+
+assert native.is_available()
+digest = hashlib.sha256()
+for cls, batch, hidden in [(GRUCell, 30, 40), (LSTMCell, 3, 260)]:
+    graphdef, params = nnx.split(cls(7, hidden, rngs=nnx.Rngs(0)))
+    x, lengths = jax.random.normal(jax.random.key(1), (5, batch, 7)), jnp.arange(batch) % 6
+    carry = nnx.merge(graphdef, params).initialize_carry((batch, 7))
+    loss = lambda p, x: jnp.sum(unroll(nnx.merge(graphdef, p), carry, x, lengths=lengths)[1] ** 2)
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)):
+        digest.update(jax.device_get(leaf).tobytes())
+print(digest.hexdigest())
+"""
+
+
+@needs_compiler
+def test_the_bits_do_not_depend_on_how_many_threads_there_are():
+    def bits(threads):
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"  # the sum of squares is XLA's
+        environment = os.environ | {"NPROC": str(threads), "XLA_FLAGS": flags}
+        return subprocess.run([sys.executable, "-c", CUTS], env=environment, capture_output=True, text=True, check=True)
+
+    assert len({bits(threads).stdout for threads in (1, 5)}) == 1
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_tiles_of_another_cpu_give_the_same(tmp_path):
+    compiler = f"{os.environ.get('CXX') or 'c++'} -DRNN_LM_LANES=16 -DRNN_LM_ROWS=12"
+    environment = os.environ | {"CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)}
+    tests = "equals_the_scan_in_values or masks_equal and all-False"
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", tests, __file__]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and " skipped" not in result.stdout, result.stdout
+    assert list(tmp_path.glob("rnn_lm/*.so"))
 
 
 @needs_compiler

@@ -4,7 +4,7 @@
 """
 
 from rnn_lm.nn.cpu.choice import is_in
-from rnn_lm.nn.cpu.library import build, is_available, is_wanted, why_not
-from rnn_lm.nn.cpu.recurrence import accelerated, is_for
+from rnn_lm.nn.cpu.library import build, is_available, is_wanted, version, why_not
+from rnn_lm.nn.cpu.recurrence import Layer, accelerated, is_for
 
-__all__ = ["accelerated", "build", "is_available", "is_for", "is_in", "is_wanted", "why_not"]
+__all__ = ["Layer", "accelerated", "build", "is_available", "is_for", "is_in", "is_wanted", "version", "why_not"]

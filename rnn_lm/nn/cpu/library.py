@@ -45,6 +45,11 @@ def why_not() -> str:
     return "" if is_available() else "it could not be compiled or loaded"
 
 
+def version() -> str:
+    """Which machine code this is: other sources may give other bits."""
+    return hashlib.sha256(b"".join(_sources())).hexdigest()[:8]
+
+
 def _load(path: Path) -> bool:
     try:
         library = ctypes.CDLL(str(path))
@@ -56,7 +61,7 @@ def _load(path: Path) -> bool:
 
 
 def build() -> Path | None:
-    """The library's file, compiled (in about 4 seconds) if it is not there yet; None where that cannot be done."""
+    """The library's file, compiled (in about 7 seconds) if it is not there yet; None where that cannot be done."""
     compiler = _compiler()
     if os.environ.get("RNN_LM_NATIVE") == "0" or not _is_there(compiler[0]):
         return None
@@ -64,7 +69,7 @@ def build() -> Path | None:
     with _lock:
         try:
             # Another source, JAX, compiler or CPU makes another library.
-            about = SOURCE.read_bytes(), FLAGS, jax.lib.__version__, run([*compiler, "--version"]).stdout, _cpu()
+            about = _sources(), compiler, FLAGS, jax.lib.__version__, run([*compiler, "--version"]).stdout, _cpu()
             name = f"recurrence-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
             path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnn_lm" / name
             if path.exists():
@@ -77,6 +82,10 @@ def build() -> Path | None:
         except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: nobody's home
             return None
         return path
+
+
+def _sources() -> list[bytes]:
+    return [path.read_bytes() for path in sorted(SOURCE.parent.glob("*.h")) + [SOURCE]]
 
 
 def _compiler() -> list[str]:

@@ -1,92 +1,197 @@
-"""The recurrence of the three cells, values and gradient, by the functions of `recurrence.cc`."""
+"""A recurrent layer of the three cells, values and gradient, by the functions of `recurrence.cc`."""
 
+import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import Carry, Tree, alike, is_sharded, rows, shifted
+from rnn_lm.nn.arrays import Carry, Tree, alike, along_last, is_sharded, product, rows_of
 from rnn_lm.nn.cell import Cell, overrides
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
+from rnn_lm.nn.controls import Controls, without_padding
 from rnn_lm.nn.cpu.choice import machine_code
+from rnn_lm.nn.scan import projections
 
-# `enum Cell` of the source.
+# `enum Cell` of the source, and `enum Inputs`.
 NUMBERS = {"tanh": 0, "relu": 1, "identity": 2, GRUCell: 3, LSTMCell: 4}
+VECTORS, IDS, READY = 0, 1, 2
 
 
-def is_for(cell: Cell, arguments: tuple[Tree, Array, Carry, Array]) -> bool:
+class Layer(NamedTuple):
+    """What a layer is computed from; all of it float32 but ids and controls."""
+
+    small: Tree  # the other parameters that the gates read: a GRU's b_hn
+    w_hh: Array
+    input_weights: tuple[Array, ...]  # w_xh and b_h; none where the inputs are projected already
+    carry: Carry
+    initial: Carry  # the state after a reset; None without resets
+    inputs: Any  # vectors [T, B, D], ids [T, B] or x w_xh + b_h [T, B, G·H]
+    controls: Controls
+
+    @classmethod
+    def of(cls, cell: Cell, small: Tree, carry: Carry, initial: Carry, inputs: Array, controls: Controls) -> "Layer":
+        """The machine code computes `project` too, unless the cell has one of its own."""
+        own = cell.scale_x is not None or overrides(cell, "project", "product", "_normalized")
+        x = projections(cell, without_padding(inputs, controls)) if own else inputs
+        weights = () if own else (cell.w_xh[...], cell.b_h[...])
+        return cls(small, cell.w_hh[...], weights, carry, initial, x, controls)
+
+    def projected(self) -> Array:
+        """`x w_xh + b_h`."""
+        if not self.input_weights:
+            return self.inputs
+        w_xh, b_h = self.input_weights
+        ids = jnp.issubdtype(self.inputs.dtype, jnp.integer)
+        z = rows_of(w_xh, self.inputs) if ids else product(self.inputs, w_xh, None)
+        return z + along_last(b_h, z)
+
+
+def is_for(cell: Cell, layer: Layer) -> bool:
     """Whether the machine code runs this cell: plain, in float32, with one batch axis and more than one step.
 
     Shapes are taken for checked.
     """
-    *_, projected = arguments
     plain = _kind(cell) in NUMBERS and cell.scale_h is None and not overrides(cell, "gates", "output")
-    arrays = jax.tree.leaves(arguments)
-    dtypes = {jnp.dtype(cell.dtype or projected.dtype), *(a.dtype for a in arrays)}
-    sequences = projected.ndim == 3 and projected.shape[0] > 1  # one step is not worth the packing of w_hh
+    plain = plain and len(jax.tree.leaves(layer.small)) == isinstance(cell, GRUCell)  # the gates read nothing else
+    arrays = jax.tree.leaves(layer)
+    floats = [a for a in jax.tree.leaves(layer._replace(controls={})) if not jnp.issubdtype(a.dtype, jnp.integer)]
+    dtypes = {jnp.dtype(cell.dtype or jnp.float32), *(a.dtype for a in floats)}
+    carries = jax.tree.leaves(layer.carry)
+    sequences = carries[0].ndim == 2 and len(layer.inputs) > 1  # one step is not worth the packing of w_hh
     whole = not any(map(is_sharded, arrays))
     return plain and dtypes == {jnp.dtype(jnp.float32)} and sequences and whole
 
 
 def _kind(cell: Cell) -> Any:
-    return cell.activation if type(cell) is ElmanCell else type(cell)
+    """Its key in `NUMBERS`; None for another cell."""
+    if isinstance(cell, ElmanCell):
+        return cell.activation
+    return next((cls for cls in (GRUCell, LSTMCell) if isinstance(cell, cls)), None)
 
 
 def accelerated(reference: Callable, cell: Cell, reverse: bool) -> Callable:
-    """`reference(small, w_hh, carry, projected) → carries` and its gradient by the machine code."""
-    is_lstm, is_gru = isinstance(cell, LSTMCell), isinstance(cell, GRUCell)
-    number, hidden_features = NUMBERS[_kind(cell)], cell.hidden_features
-
-    def call(name: str, *arguments: Array, results: list[tuple[int, ...]]) -> list[Array]:
-        kinds = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
-        made = jax.ffi.ffi_call(name, kinds)(*arguments, cell=number, reverse=reverse)
-        return alike((made, arguments))[0]
-
-    def h_and_c(carry: Carry) -> tuple[Array, Array]:
-        return (carry[1], carry[0]) if is_lstm else (carry, jnp.zeros((0,), jnp.float32))
-
-    def carry_of(h: Array, c: Array, like: Carry) -> Carry:
-        return jax.tree.unflatten(jax.tree.structure(like), [c, h] if is_lstm else [h])
-
-    def saved_shape(projected: Array) -> tuple[int, ...]:
-        """Of what the way back needs to know of the gates."""
-        return (*projected.shape[:2], 4 * hidden_features if is_lstm or is_gru else 0)
-
-    def forward(small: Tree, w_hh: Array, carry: Carry, projected: Array, *, saving: bool) -> tuple[Carry, Array]:
-        states = (*projected.shape[:2], hidden_features)
-        results = [states, states if is_lstm else (0,), saved_shape(projected) if saving else (0,)]
-        [b_hn] = small.values() if is_gru else [jnp.zeros((0,), jnp.float32)]
-        hs, cs, saved = call("rnn_lm_forward", projected, w_hh, *h_and_c(carry), b_hn, results=results)
-        return carry_of(hs, cs, carry), saved
-
-    def gradient(primals: tuple, carries: Carry, saved: Array, d_carries: Carry) -> tuple:
-        small, w_hh, carry, projected = primals
-        (h0, c0), (hs, cs) = h_and_c(carry), h_and_c(carries)
-        results = [projected.shape, projected.shape if is_gru else (0,), h0.shape, c0.shape]
-        d_projected, d_recurrent, d_h0, d_c0 = call(
-            "rnn_lm_backward", w_hh, h0, c0, hs, cs, saved, *h_and_c(d_carries), results=results
-        )
-        adjoint = d_recurrent if is_gru else d_projected
-        d_w_hh = rows(shifted(h0, hs, reverse=reverse)).T @ rows(adjoint)
-        d_small = jax.tree.map(lambda b_hn: adjoint[..., -b_hn.size :].sum((0, 1)), small)
-        return d_small, d_w_hh, carry_of(d_h0, d_c0, carry), d_projected
-
-    values = machine_code(lambda *primals: forward(*primals, saving=False)[0], reference)
+    """`reference(layer) → (last carry, all carries, zeros past the ends)` and its gradient by the machine code."""
+    kernels = _Kernels(reference, _kind(cell), cell.hidden_features, reverse)
+    values = machine_code(lambda layer: kernels.forward(layer, saving=False)[0], reference)
     values_and_saved = machine_code(
-        partial(forward, saving=True),
-        lambda *primals: (reference(*primals), jnp.zeros(saved_shape(primals[-1]), jnp.float32)),
+        partial(kernels.forward, saving=True), lambda layer: (reference(layer), jnp.zeros(kernels.saved_shape(layer)))
     )
-    pullback = machine_code(
-        gradient, lambda primals, carries, saved, d_carries: jax.vjp(reference, *primals)[1](d_carries)
-    )
+    pullback = machine_code(kernels.gradient, kernels.plain_gradient)
 
-    def save(*primals: Tree) -> tuple[Carry, tuple]:
-        carries, saved = values_and_saved(*primals)
-        return carries, (primals, carries, saved)
+    def save(layer: Any) -> tuple[tuple[Carry, Carry], tuple]:
+        asked = (jnp.zeros(()),) if layer.inputs.perturbed else ()  # a tree, as residuals are arrays
+        layer = jax.tree.map(lambda x: x.value, layer)
+        (last, states), saved = values_and_saved(layer)
+        return (last, states), (layer, states, saved, asked)
+
+    def backward(residuals: tuple, adjoints: tuple[Carry, Carry]) -> tuple[Layer]:
+        layer, states, saved, asked = residuals
+        is_zero = lambda d: isinstance(d, SymbolicZero)  # noqa: E731
+        d_last = jax.tree.map(lambda d, x: jnp.zeros_like(x) if is_zero(d) else d, adjoints[0], layer.carry)
+        d_states = jax.tree.map(lambda d: None if is_zero(d) else d, adjoints[1])
+        return (pullback(layer, states, saved, d_last, d_states, asked)._replace(controls=None),)
 
     run = jax.custom_vjp(values)
-    run.defvjp(save, lambda residuals, d_carries: pullback(*residuals, d_carries))
+    run.defvjp(save, backward, symbolic_zeros=True)
     return run
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """The two functions of the source, and what stands in for the second where they cannot run."""
+
+    reference: Callable
+    kind: Any  # a key of `NUMBERS`
+    hidden_features: int
+    reverse: bool
+
+    def forward(self, layer: Layer, *, saving: bool) -> tuple[tuple[Carry, Carry], Array]:
+        """The last carry and all carries, and what the way back needs to know of the gates."""
+        steps, batch = layer.inputs.shape[:2]
+        one, every = (batch, self.hidden_features), (steps, batch, self.hidden_features)
+        c_shapes = [every, one] if self.kind is LSTMCell else [(0,), (0,)]
+        results = [every, c_shapes[0], self.saved_shape(layer) if saving else (0,), one, c_shapes[1]]
+        hs, cs, saved, h, c = self._call("rnn_lm_forward", layer, results=results)
+        return (self._carry(h, c, layer.carry), self._carry(hs, cs, layer.carry)), saved
+
+    def saved_shape(self, layer: Layer) -> tuple[int, ...]:
+        return (*layer.inputs.shape[:2], 4 * self.hidden_features if self.kind in (GRUCell, LSTMCell) else 0)
+
+    def gradient(
+        self, layer: Layer, states: Carry, saved: Array, d_last: Carry, d_states: Carry, asked: tuple
+    ) -> Layer:
+        """`asked` is empty where nobody wants the inputs' adjoints; adjoints of states that are None are zeros."""
+        is_ready, has_adjoint = not layer.input_weights, _is_asked(layer, asked)
+        d_inputs = layer.inputs.shape if has_adjoint or is_ready else (0,)
+        parts = *self._weights(layer), *self._h_and_c(layer.carry), *self._h_and_c(layer.initial)
+        more = self._h_and_c(states), [saved], self._h_and_c(d_states), self._h_and_c(d_last)
+        d_x, d_w_xh, d_b_h, d_w_hh, d_b_hn, d_h0, d_c0, d_h, d_c = self._call(
+            "rnn_lm_backward",
+            layer,
+            layer.controls.get("passed", _none()).astype(jnp.float32),
+            *itertools.chain(*more),
+            results=[d_inputs, *(part.shape for part in parts)],
+        )
+        return Layer(
+            jax.tree.map(lambda _: d_b_hn, layer.small),
+            d_w_hh,
+            () if is_ready else (d_w_xh, d_b_h),
+            self._carry(d_h0, d_c0, layer.carry),
+            None if layer.initial is None else self._carry(d_h, d_c, layer.initial),
+            d_x if has_adjoint else None,
+            {},
+        )
+
+    def plain_gradient(
+        self, layer: Layer, states: Carry, saved: Array, d_last: Carry, d_states: Carry, asked: tuple
+    ) -> Layer:
+        """`gradient` by JAX."""
+        del saved
+        is_none = lambda d: d is None  # noqa: E731
+        d_states = jax.tree.map(lambda d, x: jnp.zeros_like(x) if is_none(d) else d, d_states, states, is_leaf=is_none)
+        floats, fixed = layer._replace(controls={}), {"controls": layer.controls, "inputs": layer.inputs}
+        if _is_asked(layer, asked):
+            del fixed["inputs"]
+        else:
+            floats = floats._replace(inputs=None)
+        return jax.vjp(lambda floats: self.reference(floats._replace(**fixed)), floats)[1]((d_last, d_states))[0]
+
+    def _call(self, name: str, layer: Layer, *more: Array, results: list[tuple[int, ...]]) -> list[Array]:
+        """One of the functions, of the arguments of both and more."""
+        ids = jnp.issubdtype(layer.inputs.dtype, jnp.integer)
+        kind = IDS if ids else VECTORS if layer.input_weights else READY
+        lengths = layer.controls["valid"].sum(0, dtype=jnp.int32) if "valid" in layer.controls else _none(jnp.int32)
+        resets = layer.controls.get("resets", _none(jnp.bool_))
+        states = *self._h_and_c(layer.carry), *self._h_and_c(layer.initial)
+        arguments = layer.inputs, *self._weights(layer), *states, lengths, resets, *more
+        kinds = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
+        call = jax.ffi.ffi_call(name, kinds)
+        made = call(*arguments, cell=NUMBERS[self.kind], inputs=kind, reverse=self.reverse)
+        return alike((made, arguments))[0]
+
+    def _weights(self, layer: Layer) -> list[Array]:
+        input_weights = layer.input_weights or (_none(), _none())
+        return [*input_weights, layer.w_hh, *(layer.small.values() if self.kind is GRUCell else [_none()])]
+
+    def _h_and_c(self, carry: Carry) -> list[Array]:
+        """Both states. Those that are not there have no elements."""
+        h, c = (carry[1], carry[0]) if self.kind is LSTMCell and carry is not None else (carry, None)
+        return [_none() if x is None else x for x in (h, c)]
+
+    def _carry(self, h: Array, c: Array, like: Carry) -> Carry:
+        return jax.tree.unflatten(jax.tree.structure(like), [c, h] if self.kind is LSTMCell else [h])
+
+
+def _is_asked(layer: Layer, asked: tuple) -> bool:
+    return len(asked) > 0 and jnp.issubdtype(layer.inputs.dtype, jnp.floating)
+
+
+def _none(dtype: Any = jnp.float32) -> Array:
+    """Stands for an array that is not there."""
+    return jnp.zeros((0,), dtype)

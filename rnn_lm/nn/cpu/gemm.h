@@ -1,0 +1,221 @@
+// Vectors, and products of matrices that fit in them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+namespace rnn_lm {
+
+// Registers: with AVX-512 there are 32 of 16 floats, else 16 of 8. A tile keeps kRows × 2 sums, 2 vectors of weights and
+// a factor in them. RNN_LM_LANES and RNN_LM_ROWS let the tests try the tiles of another CPU.
+#if defined(RNN_LM_LANES)
+constexpr int kLanes = RNN_LM_LANES, kRows = RNN_LM_ROWS;
+#elif defined(__AVX512F__)
+constexpr int kLanes = 16, kRows = 12;
+#else
+constexpr int kLanes = 8, kRows = 6;
+#endif
+constexpr int kPanel = 2 * kLanes;  // columns of a panel of packed weights
+constexpr int64_t kDepth = 256;     // rows of a panel that are used at a time, so that it stays in the first cache
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+inline Vec Load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+inline void Store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+
+// a b + c, rounded once where the CPU can. Left to the compiler, it depends on the size of a tile.
+inline Vec MultiplyAdd(Vec a, Vec b, Vec c) {
+#if defined(__has_builtin) && __has_builtin(__builtin_elementwise_fma)
+  return __builtin_elementwise_fma(a, b, c);
+#elif defined(__AVX512F__) && !defined(RNN_LM_LANES)
+  return __builtin_ia32_vfmaddps512_mask(a, b, c, -1, 4);  // by the current rounding
+#elif defined(__FMA__) && !defined(RNN_LM_LANES)
+  return __builtin_ia32_vfmaddps256(a, b, c);
+#else
+  const Vec product = a * b;
+  return product + c;
+#endif
+}
+
+inline int64_t DividedUp(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// Calls f(i, load, store) for i = 0, lanes, … < n: whole vectors, and the last few entries by way of a buffer.
+template <typename F>
+inline void Lanes(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    f(i, [](const float* p) { return Load(p); }, [](float* p, Vec v) { Store(p, v); });
+  }
+  if (i < n) {
+    const size_t bytes = (n - i) * sizeof(float);
+    f(i,
+      [bytes](const float* p) {
+        Vec v = {};
+        std::memcpy(&v, p, bytes);
+        return v;
+      },
+      [bytes](float* p, Vec v) { std::memcpy(p, &v, bytes); });
+  }
+}
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<float[], Free>;
+
+// Not set to anything.
+inline Buffer MakeBuffer(int64_t floats) {
+  return Buffer(static_cast<float*>(std::aligned_alloc(64, DividedUp(std::max<int64_t>(floats, 1), 16) * 64)));
+}
+
+// The factors of a tile: of rows of the left matrix, or of a copy that has those of one step side by side.
+template <int kM>
+struct OfRows {
+  const float* rows[kM];
+  float operator()(int m, int64_t i) const { return rows[m][i]; }
+};
+template <int kM>
+struct OfCopy {
+  const float* copy;
+  float operator()(int m, int64_t i) const { return copy[i * kM + m]; }
+};
+
+// out [kM, kV vectors] (+)= factors [kM, k] times a panel [k, kV vectors].
+template <int kM, int kV, typename Factors>
+inline void Tile(Factors factors, const float* panel, int64_t k, float* out, int64_t ldo, bool add) {
+  Vec sums[kM][kV] = {};
+  for (int64_t i = 0; i < k; ++i) {
+    Vec b[kV];
+    for (int v = 0; v < kV; ++v) b[v] = Load(panel + (i * kV + v) * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < kM; ++m) {
+      const Vec factor = factors(m, i) - Vec{};
+      for (int v = 0; v < kV; ++v) sums[m][v] = MultiplyAdd(factor, b[v], sums[m][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kM; ++m) {
+    for (int v = 0; v < kV; ++v) {
+      float* at = out + m * ldo + v * kLanes;
+      Store(at, add ? Load(at) + sums[m][v] : sums[m][v]);
+    }
+  }
+}
+
+// Calls f(std::integral_constant<int, m>) for the m from 1 to kRows that is asked for.
+template <int kM = kRows, typename F>
+inline void WithRows(int64_t m, F f) {
+  if constexpr (kM > 0) {
+    if (m == kM) return f(std::integral_constant<int, kM>());
+    WithRows<kM - 1>(m, f);
+  }
+}
+
+// Calls f(begin, end) for 0 to n in parts of at most `most`, which differ by one in size.
+template <typename F>
+inline void InParts(int64_t n, int64_t most, F f) {
+  const int64_t parts = DividedUp(n, most);
+  for (int64_t part = 0; part < parts; ++part) f(n * part / parts, n * (part + 1) / parts);
+}
+
+// out [rows, vectors] (+)= a [rows, k] times a panel [k, vectors]; a's rows may lie anywhere.
+__attribute__((noinline)) inline void TimesPanel(const float* const* a, int64_t rows, const float* panel, int vectors, int64_t k, float* out,
+                       int64_t ldo, bool add) {
+  InParts(k, kDepth, [&](int64_t k_begin, int64_t k_end) {
+    InParts(rows, kRows, [&](int64_t begin, int64_t end) {
+      WithRows(end - begin, [&](auto m) {
+        OfRows<m()> factors;
+        for (int r = 0; r < m(); ++r) factors.rows[r] = a[begin + r] + k_begin;
+        const float* from = panel + k_begin * vectors * kLanes;
+        const bool adding = add || k_begin > 0;
+        if (vectors == 2) {
+          Tile<m(), 2>(factors, from, k_end - k_begin, out + begin * ldo, ldo, adding);
+        } else {
+          Tile<m(), 1>(factors, from, k_end - k_begin, out + begin * ldo, ldo, adding);
+        }
+      });
+    });
+  });
+}
+
+// Weights w [k, gates, n] (or the transpose, [gates · n, k]) as panels of the same units of all gates, one after the
+// other: for each kPanel units, for each gate [k][units], filled up with zeros to whole vectors.
+class Packed {
+ public:
+  Packed(int64_t k, int64_t n, int64_t gates)
+      : k_(k), n_(n), gates_(gates), data_(MakeBuffer(k * gates * DividedUp(n, kLanes) * kLanes)) {}
+
+  int64_t panels() const { return DividedUp(n_, kPanel); }
+  int Vectors(int64_t panel) const { return n_ - panel * kPanel > kLanes ? 2 : 1; }
+
+  float* At(int64_t panel, int64_t gate) const {
+    return data_.get() + k_ * (panel * kPanel * gates_ + gate * Vectors(panel) * kLanes);
+  }
+
+  void Fill(const float* w, bool transposed, int64_t panel) {
+    const int64_t stride = Vectors(panel) * kLanes, width = std::min(n_ - panel * kPanel, stride);
+    for (int64_t gate = 0; gate < gates_; ++gate) {
+      float* to = At(panel, gate);
+      const int64_t column = gate * n_ + panel * kPanel;
+      if (width < stride) std::memset(to, 0, k_ * stride * sizeof(float));
+      if (!transposed) {
+        for (int64_t i = 0; i < k_; ++i) std::memcpy(to + i * stride, w + i * gates_ * n_ + column, width * sizeof(float));
+      } else {
+        float block[kPanel][16];  // read row by row: rows far apart share few places in the first cache
+        for (int64_t i = 0; i < k_; i += 16) {
+          const int64_t count = std::min<int64_t>(16, k_ - i);
+          for (int64_t c = 0; c < width; ++c) std::memcpy(block[c], w + (column + c) * k_ + i, count * sizeof(float));
+          for (int64_t j = 0; j < count; ++j) {
+            for (int64_t c = 0; c < width; ++c) to[(i + j) * stride + c] = block[c][j];
+          }
+        }
+      }
+    }
+  }
+
+  // out [rows, vectors] (+)= a [rows, k] times the panel of a gate.
+  void Multiply(const float* const* a, int64_t rows, int64_t panel, int64_t gate, float* out, int64_t ldo,
+                bool add = false) const {
+    TimesPanel(a, rows, At(panel, gate), Vectors(panel), k_, out, ldo, add);
+  }
+
+ private:
+  int64_t k_, n_, gates_;
+  Buffer data_;
+};
+
+// Copies of some rows a [rows, k] in the order in which tiles of their transpose read them.
+class Transposed {
+ public:
+  Transposed(int64_t begin, int64_t end) : begin_(begin), k_(end - begin), copy_(MakeBuffer(kDepth * k_)) {}
+
+  template <typename RowOf>
+  void Fill(int64_t rows, RowOf row_of) {
+    rows_ = rows;
+    InParts(k_, kRows, [&](int64_t begin, int64_t end) {
+      WithRows(end - begin, [&](auto m) {
+        float* to = copy_.get() + begin * rows;
+        for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * m(), row_of(r) + begin_ + begin, m() * sizeof(float));
+      });
+    });
+  }
+
+  // sums [k, kPanel] += aᵀ d, where d is [rows, kPanel]
+  __attribute__((noinline)) void AddProduct(const float* d, float* sums) const {
+    InParts(k_, kRows, [&](int64_t begin, int64_t end) {
+      WithRows(end - begin, [&](auto m) {
+        Tile<m(), 2>(OfCopy<m()>{copy_.get() + begin * rows_}, d, rows_, sums + begin * kPanel, kPanel, true);
+      });
+    });
+  }
+
+ private:
+  int64_t begin_, k_, rows_ = 0;
+  Buffer copy_;
+};
+
+}  // namespace rnn_lm
