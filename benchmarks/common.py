@@ -66,12 +66,18 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def interleaved(contenders: dict[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, Timing]:
-    """Runs all contenders in turn, again and again for about `seconds` in all; each is ready (compiled) already."""
+def interleaved(
+    contenders: dict[str, Callable[[], Any]], seconds: float, least: int = 5, pause: float = 0.0
+) -> dict[str, Timing]:
+    """Runs all contenders in turn, again and again for about `seconds` in all; each is ready (compiled) already.
+
+    A pause of some milliseconds before each lets the threads of the one before go to sleep.
+    """
     timings: dict[str, Timing] = {name: Timing([]) for name in contenders}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(timings.values())).seconds) < least:
         for name, run in contenders.items():
+            time.sleep(pause)
             start = time.perf_counter()
             run()
             timings[name].seconds.append(time.perf_counter() - start)

@@ -250,7 +250,8 @@ def draw_layer(rng: np.random.Generator, size: int, bare: bool) -> Layer:
     options = all_options[rng.integers(len(all_options))]
     possible = OF_THOSE_THAT_SHOW_H if issubclass(base, Cell) else OF_ANY
     possible = OF_CELLS if options.get("reset_after", True) is False else possible
-    count = 0 if bare or base is Memoryless else [0, 0, 1, 1, 2, 3][rng.integers(6)]
+    possible = [Learned] if bare else possible
+    count = 0 if base is Memoryless else [0, 0, 0, 1][rng.integers(4)] if bare else [0, 0, 1, 1, 2, 3][rng.integers(6)]
     mixins = [possible[i] for i in rng.permutation(len(possible))[:count]]
     return Layer(name, {} if bare and "layer_norm" in options else options, mixins, (size, int(rng.integers(1, 6))))
 
@@ -272,14 +273,14 @@ def draw(seed: int, number: int) -> Case:
         layers = [layers[0], square, square]
     mixins, jit = {mixin for layer in layers for mixin in layer.mixins}, chance(0.85)
     masks, valid = {}, np.ones((steps, *batch), bool)
-    if not bare and chance(0.4):
+    if chance(0.4):
         masks["lengths"] = rng.integers(0, steps + 1, batch).astype(pick("int32", "int8", "int16"))
         valid = np.arange(steps).reshape(-1, *(1 for _ in batch)) < masks["lengths"]
-    if not bare and chance(0.4):
+    if chance(0.4):
         masks["resets"] = rng.random((steps, *batch)) < 0.3
     return Case(
         layers, tied, dtype, draw_inputs(rng, valid, layers[0], dtype, jit), valid, masks,
-        *draw_options(rng, steps, bare, mixins), len(layers) > 1 and chance(0.3),
+        *draw_options(rng, steps, mixins), len(layers) > 1 and chance(0.3),
         chance(0.2) and any("lstm" == layer.base for layer in layers), jit, int(rng.integers(99)),
     )  # fmt: skip
 
@@ -295,9 +296,9 @@ def draw_inputs(rng: np.random.Generator, valid: np.ndarray, first: Layer, dtype
     return np.where(beyond[..., None], np.nan, rng.normal(size=(*valid.shape, size)).astype("float32")).astype(dtype)
 
 
-def draw_options(rng: np.random.Generator, steps: int, bare: bool, mixins: set[type]) -> tuple[dict, dict]:
+def draw_options(rng: np.random.Generator, steps: int, mixins: set[type]) -> tuple[dict, dict]:
     options: dict[str, Any] = {name: True for name in ("reverse", "return_carries") if rng.random() < 0.4}
-    truncation = "" if bare else ["", "", "segment", "randomized", "window"][rng.integers(5)]
+    truncation = ["", "", "segment", "randomized", "window"][rng.integers(5)]
     if truncation == "window" and not {Counting, Changing} & mixins:
         return options | {"truncation": WindowTruncation(int(rng.integers(1, steps + 2)))}, {}
     if rng.random() < 0.3:

@@ -1,0 +1,186 @@
+// Random layers through the kernels, cut for 1, 2, 5 and 64 threads: the same bits, and nothing that is not a number.
+// Arrays are as large as they have to be and no larger, and what must not be looked at is NaN or an absurd number.
+
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <limits>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "layer.h"
+
+using namespace rnn_lm;
+
+class Threads {
+ public:
+  explicit Threads(int64_t count) {
+    for (int64_t i = 1; i < count; ++i) threads_.emplace_back([this] { Work(); });
+  }
+  ~Threads() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      over_ = true;
+    }
+    came_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
+  void Schedule(std::function<void()> task) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      tasks_.push_back(std::move(task));
+    }
+    came_.notify_one();
+  }
+
+ private:
+  void Work() {
+    for (;;) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      came_.wait(lock, [this] { return over_ || !tasks_.empty(); });
+      if (tasks_.empty()) return;
+      auto task = std::move(tasks_.front());
+      tasks_.pop_front();
+      lock.unlock();
+      task();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable came_;
+  std::deque<std::function<void()>> tasks_;
+  bool over_ = false;
+  std::vector<std::thread> threads_;
+};
+
+struct Pool {  // as XLA's
+  Threads* threads;
+  int64_t count;
+  int64_t num_threads() const { return count; }
+  template <typename F>
+  void Schedule(F f) { threads->Schedule(f); }
+};
+
+using Floats = std::vector<float>;
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+struct Case {
+  Layer layer{};
+  std::vector<int32_t> ids, lengths;
+  std::vector<char> resets;
+  bool saving, asked;  // whether what the way back needs is saved, and whether the inputs' adjoints are asked for
+  Floats x, w_xh, b_h, w_hh, b_hn, h0, c0, initial_h, initial_c, passed, d_hs, d_cs, d_h_last, d_c_last;
+
+  explicit Case(int seed) : saving(true) {
+    std::mt19937 random(seed);
+    const auto pick = [&](std::initializer_list<int64_t> of) { return of.begin()[random() % of.size()]; };
+    const auto drawn = [&](int64_t count, bool needed = true) {
+      Floats made(needed ? count : 0);
+      for (float& f : made) f = std::uniform_real_distribution<float>(-0.5f, 0.5f)(random);
+      return made;
+    };
+    Layer& l = layer;
+    const bool few = seed % 8 == 0;  // rows, so that units are divided
+    l.cell = pick({kTanh, kRelu, kIdentity, kGru, kLstm});
+    l.inputs_are = pick({kVectors, kVectors, kIds, kReady});
+    l.reverse = random() % 2, asked = random() % 3;
+    l.steps = pick({2, 3, 7, 12}), l.batch = few ? pick({1, 3, 5}) : pick({0, 1, 3, 8, 13, 50, 100});
+    l.n = few ? pick({260, 400}) : pick({1, 5, 8, 16, 23, 33, 70}), l.d = pick({1, 4, 17, 40});
+    l.gn = Gates(l.cell) * l.n;
+    const bool ready = l.inputs_are == kReady, lstm = l.cell == kLstm, gru = l.cell == kGru;
+    const bool with_lengths = random() % 2, with_resets = random() % 2;
+    const int64_t states = l.batch * l.n;
+    if (ready) l.d = 0;
+    x = drawn(l.steps * l.batch * (ready ? l.gn : l.d), l.inputs_are != kIds);
+    w_xh = drawn(l.d * l.gn), b_h = drawn(l.gn, !ready), w_hh = drawn(l.n * l.gn), b_hn = drawn(l.n, gru);
+    h0 = drawn(states), c0 = drawn(states, lstm);
+    initial_h = drawn(states, with_resets), initial_c = drawn(states, with_resets && lstm);
+    passed = drawn(l.steps, random() % 2), d_hs = drawn(l.steps * states, random() % 2);
+    d_cs = drawn(l.steps * states, lstm && random() % 2), d_h_last = drawn(states), d_c_last = drawn(states, lstm);
+    for (int64_t i = 0; l.inputs_are == kIds && i < l.steps * l.batch; ++i) ids.push_back(int32_t(random() % (3 * l.d)) - l.d);
+    for (int64_t row = 0; with_lengths && row < l.batch; ++row) {
+      lengths.push_back(random() % (l.steps + 1));
+      for (int64_t t = lengths.back(); t < l.steps; ++t) {
+        const int64_t at = t * l.batch + row;
+        if (!ids.empty()) ids[at] = 1 << 30;
+        if (!x.empty()) std::fill_n(&x[at * (ready ? l.gn : l.d)], ready ? l.gn : l.d, kNaN);
+        if (!d_hs.empty()) std::fill_n(&d_hs[at * l.n], l.n, kNaN);
+        if (!d_cs.empty()) std::fill_n(&d_cs[at * l.n], l.n, kNaN);
+      }
+    }
+    for (int64_t i = 0; with_resets && i < l.steps * l.batch; ++i) resets.push_back(random() % 5 == 0);
+    const auto data = [](const auto& of) { return of.empty() ? nullptr : of.data(); };
+    l.x = data(x), l.ids = data(ids), l.w_xh = data(w_xh), l.b_h = data(b_h), l.w_hh = data(w_hh), l.b_hn = data(b_hn);
+    l.h0 = data(h0), l.c0 = data(c0), l.initial_h = data(initial_h), l.initial_c = data(initial_c);
+    l.ends = data(lengths), l.resets = reinterpret_cast<const bool*>(data(resets));
+    l.Sort();
+  }
+
+  std::string Words() const {
+    const Layer& l = layer;
+    return "cell " + std::to_string(l.cell) + ", inputs " + std::to_string(l.inputs_are) + (l.reverse ? ", reverse" : "") +
+           ", T " + std::to_string(l.steps) + ", B " + std::to_string(l.batch) + ", D " + std::to_string(l.d) + ", H " +
+           std::to_string(l.n) + (l.ends ? ", lengths" : "") + (l.resets ? ", resets" : "") +
+           (passed.empty() ? "" : ", truncation") + "\n";
+  }
+
+  // All results, one after the other.
+  Floats Run(Pool pool) const {
+    const Layer& l = layer;
+    const bool ready = l.inputs_are == kReady, lstm = l.cell == kLstm, gru = l.cell == kGru;
+    const int64_t states = l.batch * l.n, all = l.steps * states;
+    std::deque<Floats> made;
+    const auto make = [&](int64_t count, bool needed = true) {
+      made.emplace_back(needed ? count : 0, kNaN);
+      return made.back().empty() ? nullptr : made.back().data();
+    };
+    const auto data = [](const Floats& of) { return of.empty() ? nullptr : of.data(); };
+    Floats saved(all * 4, kNaN);
+    States out{};
+    out.hs = make(all), out.cs = make(all, lstm), out.saved = Saved(l.cell) ? saved.data() : nullptr;
+    out.h_last = make(states), out.c_last = make(states, lstm);
+    Forward(pool, l, out);
+    Adjoints a{};
+    a.passed = data(passed), a.hs = out.hs, a.cs = out.cs, a.saved = out.saved, a.d_hs = data(d_hs), a.d_cs = data(d_cs);
+    a.d_h_last = data(d_h_last), a.d_c_last = data(d_c_last);
+    a.d_x = make(l.steps * l.batch * (ready ? l.gn : l.d), ready || (asked && l.inputs_are == kVectors));
+    a.d_w_xh = make(l.d * l.gn), a.d_b_h = make(l.gn, !ready), a.d_w_hh = make(l.n * l.gn), a.d_b_hn = make(l.n, gru);
+    a.d_h0 = make(states), a.d_c0 = make(states, lstm);
+    a.d_initial_h = make(states, l.resets), a.d_initial_c = make(states, l.resets && lstm);
+    Backward(pool, l, a);
+    Floats joined;
+    for (const Floats& one : made) joined.insert(joined.end(), one.begin(), one.end());
+    return joined;
+  }
+};
+
+int main(int count, char** arguments) {
+  const int cases = count > 1 ? std::atoi(arguments[1]) : 200;
+  Threads two(2), five(5), many(64);
+  int divided = 0;
+  for (int seed = 0; seed < cases; ++seed) {
+    const Case one(seed);
+    const Floats expected = one.Run({nullptr, 1});
+    for (const float f : expected) {
+      if (f != f) return std::printf("case %d: a result is not a number\n%s", seed, one.Words().c_str()), 1;
+    }
+    for (const Pool pool : {Pool{&two, 2}, Pool{&five, 5}, Pool{&many, 64}}) {
+      divided += Cut(one.layer, pool.count).unit_parts > 1;
+      const Floats got = one.Run(pool);
+      if (std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) != 0) {
+        size_t i = 0;
+        while (std::memcmp(&got[i], &expected[i], sizeof(float)) == 0) ++i;
+        return std::printf("case %d: %d threads give other bits than one, %g and %g, from result %zu of %zu on\n%s", seed,
+                           int(pool.count), got[i], expected[i], i, got.size(), one.Words().c_str()), 1;
+      }
+    }
+  }
+  std::printf("%d layers have the same bits by 1, 2, 5 and 64 threads; units were divided %d times\n", cases, divided);
+  return 0;
+}

@@ -1,0 +1,60 @@
+"""The kernels of `rnn_lm/nn/cpu` under the sanitizers of the C++ compiler: addresses, undefined behaviour, threads.
+
+Random layers of all cells, inputs and masks run forward and backward, cut for 1, 2, 5 and 64 threads, with the tiles of
+this CPU and those of AVX-512. All must have the same bits, read nothing past an end and race for nothing.
+
+python -m benchmarks.sanitize [--cases=200]
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import rnn_lm.nn.cpu
+
+SOURCE = Path(__file__).with_suffix(".cc")
+SANITIZERS = {
+    "none": ["-O3"],
+    "addresses, undefined behaviour": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "threads": ["-O1", "-g", "-fsanitize=thread"],
+}
+TILES = {
+    "this CPU": ["-march=native"],
+    "AVX-512": ["-march=native", "-DRNN_LM_LANES=16", "-DRNN_LM_ROWS=12", "-Wno-psabi", "-ffp-contract=off"],
+}
+
+
+def build(folder: str, flags: list[str]) -> str:
+    """The program's path."""
+    compiler, out = shlex.split(os.environ.get("CXX") or "c++"), str(Path(folder) / "sanitize")
+    headers = f"-I{Path(rnn_lm.nn.cpu.__file__).parent}"
+    subprocess.run([*compiler, "-std=c++17", "-pthread", *flags, headers, str(SOURCE), "-o", out], check=True)
+    return out
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=200, help="how many random layers")
+    cases = parser.parse_args().cases
+    failed = 0
+    for sanitizer, flags in SANITIZERS.items():
+        for tiles, of_tiles in TILES.items():
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.monotonic()
+                result = subprocess.run(
+                    [build(folder, [*flags, *of_tiles]), str(cases)], capture_output=True, text=True
+                )
+            print(f"sanitizer: {sanitizer}; tiles: {tiles}; {time.monotonic() - start:.0f} s: {result.stdout.strip()}")
+            if result.returncode:
+                print(result.stderr[-4000:], file=sys.stderr)
+                failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
