@@ -13,6 +13,7 @@ import jax
 
 from rnn_lm.errors import UserError
 from rnn_lm.files import check_format
+from rnn_lm.nn import native
 
 MAGIC = b"rnn_lm\x00\x01"  # the last byte is the format's version
 MAX_HEADER = 2**26  # bytes
@@ -95,6 +96,7 @@ def machine() -> dict[str, str]:
     return {
         **{name: version(name) for name in ("jax", "jaxlib", "constriction")},
         "device": jax.devices()[0].device_kind,
+        "machine code": native.version() if jax.default_backend() == "cpu" else "none",
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "cpu": f"{platform.machine()} {zlib.crc32(features.encode()):08x}",
     }

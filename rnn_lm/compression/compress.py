@@ -117,15 +117,15 @@ def decompress(
         raise UserError("the archive was made with another model (or an earlier checkpoint of this one)")
     codec = Codec(model, vocabulary, header, on_progress)
     if header.probe != codec.probe():
-        here = machine()
+        there = header.made_with
         differences = [
-            f"{name} {value} there, {here.get(name)} here"
-            for name, value in header.made_with.items()
-            if value != here.get(name)
+            f"{name} {there.get(name, 'not said')} there, {here} here"
+            for name, here in machine().items()
+            if here != there.get(name)
         ]
         raise UserError(
             "this machine computes other probabilities than the machine that made the archive: "
-            + ("; ".join(differences) or "the settings (XLA_FLAGS, RNN_LM_NATIVE) differ")
+            + ("; ".join(differences) or "the settings (XLA_FLAGS) differ")
         )
     bits = codec.decode(source, target)
     if _sha256(target) != header.sha256:

@@ -227,6 +227,9 @@ def test_an_archive_belongs_to_its_model_and_machine(model, archive):
     made_with = {**Header.read(io.BytesIO(whole)).made_with, "cores": "77"}
     with pytest.raises(UserError, match="other probabilities than .*: cores 77 there, .* here"):
         unpacked(model, LETTERS, changed(whole, probe="0", made_with=made_with))
+    del made_with["machine code"]  # as archives of before
+    with pytest.raises(UserError, match="machine code not said there, .* here"):
+        unpacked(model, LETTERS, changed(whole, probe="0", made_with=made_with))
     with pytest.raises(UserError, match="format 9"):
         unpacked(model, LETTERS, whole[:7] + b"\x09" + whole[8:])
 
