@@ -2,7 +2,7 @@
 
 Beside the same layer without them, flax's nnx.RNN with `seq_lengths`, and PyTorch's packed and padded sequences:
 interleaved, on two cores. The gradient is that of the sum of the squared outputs by the parameters and the inputs.
-Lengths are drawn evenly from 24 % of T to T, 62 % in the mean; one step in a hundred is reset.
+Lengths are spread evenly from 24 % of T to T, 62 % in the mean; one step in a hundred is reset.
 
 python -m benchmarks.masked
 """

@@ -24,8 +24,14 @@ SANITIZERS = {
     "threads": ["-O1", "-g", "-fsanitize=thread"],
 }
 TILES = {
-    "this CPU": ["-march=native"],
-    "AVX-512": ["-march=native", "-DRNN_LM_LANES=16", "-DRNN_LM_ROWS=12", "-Wno-psabi", "-ffp-contract=off"],
+    "of this CPU": ["-march=native"],
+    "12 × 32, of AVX-512": [
+        "-march=native",
+        "-DRNN_LM_LANES=16",
+        "-DRNN_LM_ROWS=12",
+        "-Wno-psabi",
+        "-ffp-contract=off",
+    ],
 }
 
 
@@ -49,7 +55,7 @@ def main() -> int:
                 result = subprocess.run(
                     [build(folder, [*flags, *of_tiles]), str(cases)], capture_output=True, text=True
                 )
-            print(f"sanitizer: {sanitizer}; tiles: {tiles}; {time.monotonic() - start:.0f} s: {result.stdout.strip()}")
+            print(f"sanitizer: {sanitizer}; tiles {tiles}; {time.monotonic() - start:.0f} s: {result.stdout.strip()}")
             if result.returncode:
                 print(result.stderr[-4000:], file=sys.stderr)
                 failed = 1

@@ -14,7 +14,7 @@ from rnn_lm.nn.cell import Cell, is_hoisted, overrides
 from rnn_lm.nn.controls import Controls, enter, keep, without_padding
 
 # The signature of each way to unroll. It returns the last carry, all carries and all outputs,
-# and never looks past the end of a sequence.
+# and depends on nothing past the end of a sequence.
 Way = Callable[[Any, Carry, Carry, Array, Controls, bool], tuple[Carry, Carry, Array]]
 
 

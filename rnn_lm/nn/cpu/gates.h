@@ -1,4 +1,5 @@
-// The equations of the three cells and their derivatives, for some units of one sequence at one time step.
+// The equations of the three cells and their derivatives, for some units of one
+// sequence at one time step.
 #pragma once
 
 #include "gemm.h"
@@ -22,7 +23,8 @@ inline void ForCell(int64_t cell, F f) {
 constexpr int64_t Gates(int64_t cell) { return cell == kLstm ? 4 : cell == kGru ? 3 : 1; }
 constexpr int64_t Saved(int64_t cell) { return cell == kLstm || cell == kGru ? 4 : 0; }
 
-// tanh, by the rational approximation that Eigen and XLA use; within a few ulp. Where it is clamped it rounds to 1.
+// tanh, by the rational approximation that Eigen and XLA use; within a few ulp.
+// Where it is clamped it rounds to 1.
 inline Vec Tanh(Vec x) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   const Vec limit = Vec{} + 7.99881172180175781f;
@@ -45,7 +47,8 @@ inline Vec Tanh(Vec x) {
 }
 inline Vec Sigmoid(Vec x) { return Tanh(x * 0.5f) * 0.5f + 0.5f; }
 
-// Pointers to the first of the units; entries of the gates are a stride apart. What a cell has no use for points nowhere.
+// Pointers to the first of the units; entries of the gates are a stride apart.
+// What a cell has no use for points nowhere.
 struct ForwardStep {
   const float* projected;
   int64_t projected_stride;
@@ -59,7 +62,9 @@ inline void ForwardGates(int64_t units, const ForwardStep& s) {
   const int64_t n = s.n;
   Lanes(units, [&](int64_t j, auto load, auto store) {
     const auto recurrent = [&](int gate) { return Load(s.recurrent + gate * kPanel + j); };  // filled up with zeros
-    const auto projected = [&](int gate) { return load(s.projected + gate * s.projected_stride + j) + load(s.b_h + gate * n + j); };
+    const auto projected = [&](int gate) {
+      return load(s.projected + gate * s.projected_stride + j) + load(s.b_h + gate * n + j);
+    };
     if constexpr (kCell == kLstm) {
       const auto z = [&](int gate) { return projected(gate) + recurrent(gate); };
       const Vec i = Sigmoid(z(0)), f = Sigmoid(z(1)), g = Tanh(z(2)), o = Sigmoid(z(3));
@@ -87,7 +92,8 @@ inline void ForwardGates(int64_t units, const ForwardStep& s) {
 
 struct BackwardStep {
   const float *h, *h_before, *c, *c_before, *saved, *d_hs, *d_cs;
-  float *d_h, *d_c;  // of the state after the step; d_c becomes that of the state before, d_h what passes by the product
+  float *d_h, *d_c;  // of the state after the step; d_c becomes that of the
+                     // state before, d_h what passes by the product
   float *d_projected, *d_recurrent;
   int64_t n;
 };

@@ -6,11 +6,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 
 namespace rnn_lm {
 
-// Registers: with AVX-512 there are 32 of 16 floats, else 16 of 8. A tile keeps kRows × 2 sums, 2 vectors of weights and
-// a factor in them. RNN_LM_LANES and RNN_LM_ROWS let the tests try the tiles of another CPU.
+// Registers: with AVX-512 there are 32 of 16 floats, else 16 of 8. A tile keeps
+// kRows × 2 sums, 2 vectors of weights and a factor in them. RNN_LM_LANES and
+// RNN_LM_ROWS let the tests try the tiles of another CPU.
 #if defined(RNN_LM_LANES)
 constexpr int kLanes = RNN_LM_LANES, kRows = RNN_LM_ROWS;
 #elif defined(__AVX512F__)
@@ -19,7 +21,8 @@ constexpr int kLanes = 16, kRows = 12;
 constexpr int kLanes = 8, kRows = 6;
 #endif
 constexpr int kPanel = 2 * kLanes;  // columns of a panel of packed weights
-constexpr int64_t kDepth = 256;     // rows of a panel that are used at a time, so that it stays in the first cache
+constexpr int64_t kDepth = 256;     // rows of a panel that are used at a time, so
+                                    // that it stays in the first cache
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -27,23 +30,32 @@ typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), m
 inline Vec Load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline void Store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
-// a b + c, rounded once where the CPU can. Left to the compiler, it depends on the size of a tile.
+#ifndef __has_builtin
+#define __has_builtin(x) 0
+#endif
+
+// a b + c, rounded once where the CPU can. Left to the compiler, it depends on
+// the size of a tile.
 inline Vec MultiplyAdd(Vec a, Vec b, Vec c) {
-#if defined(__has_builtin) && __has_builtin(__builtin_elementwise_fma)
+#if __has_builtin(__builtin_elementwise_fma)
   return __builtin_elementwise_fma(a, b, c);
 #elif defined(__AVX512F__) && !defined(RNN_LM_LANES)
-  return __builtin_ia32_vfmaddps512_mask(a, b, c, -1, 4);  // by the current rounding
+  return __builtin_ia32_vfmaddps512_mask(a, b, c, -1,
+                                         4);  // by the current rounding
 #elif defined(__FMA__) && !defined(RNN_LM_LANES)
   return __builtin_ia32_vfmaddps256(a, b, c);
+#elif defined(__ARM_FEATURE_FMA)
+  for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
 #else
-  const Vec product = a * b;
-  return product + c;
+  return a * b + c;
 #endif
 }
 
 inline int64_t DividedUp(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// Calls f(i, load, store) for i = 0, lanes, … < n: whole vectors, and the last few entries by way of a buffer.
+// Calls f(i, load, store) for i = 0, lanes, … < n: whole vectors, and the last
+// few entries by way of a buffer.
 template <typename F>
 inline void Lanes(int64_t n, F f) {
   int64_t i = 0;
@@ -52,13 +64,14 @@ inline void Lanes(int64_t n, F f) {
   }
   if (i < n) {
     const size_t bytes = (n - i) * sizeof(float);
-    f(i,
-      [bytes](const float* p) {
-        Vec v = {};
-        std::memcpy(&v, p, bytes);
-        return v;
-      },
-      [bytes](float* p, Vec v) { std::memcpy(p, &v, bytes); });
+    f(
+        i,
+        [bytes](const float* p) {
+          Vec v = {};
+          std::memcpy(&v, p, bytes);
+          return v;
+        },
+        [bytes](float* p, Vec v) { std::memcpy(p, &v, bytes); });
   }
 }
 
@@ -69,10 +82,13 @@ using Buffer = std::unique_ptr<float[], Free>;
 
 // Not set to anything.
 inline Buffer MakeBuffer(int64_t floats) {
-  return Buffer(static_cast<float*>(std::aligned_alloc(64, DividedUp(std::max<int64_t>(floats, 1), 16) * 64)));
+  void* memory = std::aligned_alloc(64, DividedUp(std::max<int64_t>(floats, 1), 16) * 64);
+  if (!memory) throw std::bad_alloc();
+  return Buffer(static_cast<float*>(memory));
 }
 
-// The factors of a tile: of rows of the left matrix, or of a copy that has those of one step side by side.
+// The factors of a tile: of rows of the left matrix, or of a copy that has
+// those of one step side by side.
 template <int kM>
 struct OfRows {
   const float* rows[kM];
@@ -93,7 +109,7 @@ inline void Tile(Factors factors, const float* panel, int64_t k, float* out, int
     for (int v = 0; v < kV; ++v) b[v] = Load(panel + (i * kV + v) * kLanes);
 #pragma GCC unroll 16
     for (int m = 0; m < kM; ++m) {
-      const Vec factor = factors(m, i) - Vec{};
+      const Vec factor = factors(m, i) - Vec{};  // in all lanes
       for (int v = 0; v < kV; ++v) sums[m][v] = MultiplyAdd(factor, b[v], sums[m][v]);
     }
   }
@@ -106,7 +122,8 @@ inline void Tile(Factors factors, const float* panel, int64_t k, float* out, int
   }
 }
 
-// Calls f(std::integral_constant<int, m>) for the m from 1 to kRows that is asked for.
+// Calls f(std::integral_constant<int, m>) for the m from 1 to kRows that is
+// asked for.
 template <int kM = kRows, typename F>
 inline void WithRows(int64_t m, F f) {
   if constexpr (kM > 0) {
@@ -115,16 +132,18 @@ inline void WithRows(int64_t m, F f) {
   }
 }
 
-// Calls f(begin, end) for 0 to n in parts of at most `most`, which differ by one in size.
+// Calls f(begin, end) for 0 to n in parts of at most `most`, which differ by
+// one in size.
 template <typename F>
 inline void InParts(int64_t n, int64_t most, F f) {
   const int64_t parts = DividedUp(n, most);
   for (int64_t part = 0; part < parts; ++part) f(n * part / parts, n * (part + 1) / parts);
 }
 
-// out [rows, vectors] (+)= a [rows, k] times a panel [k, vectors]; a's rows may lie anywhere.
-__attribute__((noinline)) inline void TimesPanel(const float* const* a, int64_t rows, const float* panel, int vectors, int64_t k, float* out,
-                       int64_t ldo, bool add) {
+// out [rows, vectors] (+)= a [rows, k] times a panel [k, vectors]; a's rows may
+// lie anywhere.
+__attribute__((noinline)) inline void TimesPanel(const float* const* a, int64_t rows, const float* panel, int vectors,
+                                                 int64_t k, float* out, int64_t ldo, bool add) {
   InParts(k, kDepth, [&](int64_t k_begin, int64_t k_end) {
     InParts(rows, kRows, [&](int64_t begin, int64_t end) {
       WithRows(end - begin, [&](auto m) {
@@ -142,8 +161,9 @@ __attribute__((noinline)) inline void TimesPanel(const float* const* a, int64_t 
   });
 }
 
-// Weights w [k, gates, n] (or the transpose, [gates · n, k]) as panels of the same units of all gates, one after the
-// other: for each kPanel units, for each gate [k][units], filled up with zeros to whole vectors.
+// Weights w [k, gates, n] (or the transpose, [gates · n, k]) as panels of the
+// same units of all gates, one after the other: for each kPanel units, for each
+// gate [k][units], filled up with zeros to whole vectors.
 class Packed {
  public:
   Packed(int64_t k, int64_t n, int64_t gates)
@@ -163,9 +183,11 @@ class Packed {
       const int64_t column = gate * n_ + panel * kPanel;
       if (width < stride) std::memset(to, 0, k_ * stride * sizeof(float));
       if (!transposed) {
-        for (int64_t i = 0; i < k_; ++i) std::memcpy(to + i * stride, w + i * gates_ * n_ + column, width * sizeof(float));
+        for (int64_t i = 0; i < k_; ++i)
+          std::memcpy(to + i * stride, w + i * gates_ * n_ + column, width * sizeof(float));
       } else {
-        float block[kPanel][16];  // read row by row: rows far apart share few places in the first cache
+        float block[kPanel][16];  // read row by row: rows far apart share few
+                                  // places in the first cache
         for (int64_t i = 0; i < k_; i += 16) {
           const int64_t count = std::min<int64_t>(16, k_ - i);
           for (int64_t c = 0; c < width; ++c) std::memcpy(block[c], w + (column + c) * k_ + i, count * sizeof(float));
@@ -188,7 +210,8 @@ class Packed {
   Buffer data_;
 };
 
-// Copies of some rows a [rows, k] in the order in which tiles of their transpose read them.
+// Copies of some rows a [rows, k] in the order in which tiles of their
+// transpose read them.
 class Transposed {
  public:
   Transposed(int64_t begin, int64_t end) : begin_(begin), k_(end - begin), copy_(MakeBuffer(kDepth * k_)) {}

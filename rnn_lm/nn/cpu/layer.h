@@ -1,12 +1,17 @@
-// A recurrent layer of `unroll` on a CPU: whole sequences in one call, forward and backward.
+// A recurrent layer of `unroll` on a CPU: whole sequences in one call, forward
+// and backward.
 //
-// Why: in a compiled loop XLA packs w_hh anew at every step, runs everything element-wise on one thread, and wakes a
-// second thread for each product; sequences that have ended and steps that are reset are computed and thrown away. Here
-// the weights are packed once a call, and each thread takes its own rows of the batch through all time steps. Rows are
-// sorted by length, so that those that have ended are left out. In a small batch threads share rows and divide units.
+// Why: in a compiled loop XLA packs w_hh anew at every step, runs everything
+// element-wise on one thread, and wakes a second thread for each product;
+// sequences that have ended and steps that are reset are computed and thrown
+// away. Here the weights are packed once a call, and each thread takes its own
+// rows of the batch through all time steps. Rows are sorted by length, so that
+// those that have ended are left out. In a small batch threads share rows and
+// divide units.
 //
-// No result depends on how many threads there are: a row's values are summed over entries of the state in one order, and
-// the gradients of weights over steps and rows in one order.
+// No result depends on how many threads there are: a row's values are summed
+// over entries of the state in one order, and the gradients of weights over
+// steps and rows in one order.
 
 #pragma once
 
@@ -21,11 +26,13 @@
 
 namespace rnn_lm {
 
-constexpr int64_t kChunk = 48;          // rows whose products and gates are computed in turns, in the first caches
-constexpr int64_t kProjected = 96;      // rows of inputs that a thread multiplies by w_xh at a time
-constexpr int64_t kGathered = 1 << 18;  // adjoints after which their products with states and inputs are added, or
-constexpr int64_t kLeastGathered = 512;  // so many rows of them
-constexpr int64_t kLeastRows = 4;       // of a thread, before threads divide units
+constexpr int64_t kChunk = 48;           // rows whose products and gates are computed in
+                                         // turns, in the first caches
+constexpr int64_t kProjected = 96;       // rows of inputs that a thread multiplies by w_xh at a time
+constexpr int64_t kGathered = 1 << 18;   // floats of adjoints after which their
+                                         // products with states are added, but
+constexpr int64_t kLeastGathered = 512;  // no fewer rows of them
+constexpr int64_t kLeastRows = 4;        // of a thread, before threads divide units
 constexpr int64_t kLeastStep = 1 << 18;  // multiplications of a step that are worth dividing units
 constexpr int64_t kLeastCall = 1 << 17;  // multiplications of a call that are worth a second thread
 
@@ -39,7 +46,7 @@ struct Layer {
   const float* x;
   const int32_t* ids;
   const float *w_xh, *b_h, *w_hh, *b_hn, *h0, *c0, *initial_h, *initial_c;
-  const int32_t* ends;
+  const int32_t* given_lengths;
   const bool* resets;
   std::vector<int64_t> order;    // rows by length, longest first
   std::vector<int64_t> lengths;  // of rows
@@ -55,19 +62,16 @@ struct Layer {
     return states + ((reverse ? t + 1 : t - 1) * batch + row) * n;
   }
 
-  // The row of w_xh that an id selects, or −1: as JAX has it, negative ids count from the end.
-  int64_t IdAt(int64_t at) const {
-    const int64_t id = ids[at] < 0 ? ids[at] + d : ids[at];
-    return id < 0 || id >= d ? -1 : id;
-  }
-  const float* RowOfWeights(int64_t at) const {
-    const int64_t id = ids[at] < 0 ? ids[at] + d : ids[at];
-    return w_xh + std::clamp<int64_t>(id, 0, d - 1) * gn;
-  }
+  // As JAX has it: negative ids count from the end. Others that are out of
+  // range select the nearest row, which gets no gradient from them.
+  int64_t IdAt(int64_t at) const { return ids[at] < 0 ? ids[at] + d : ids[at]; }
+  bool IsInRange(int64_t id) const { return 0 <= id && id < d; }
+  const float* RowOfWeights(int64_t at) const { return w_xh + std::clamp<int64_t>(IdAt(at), 0, d - 1) * gn; }
 
   void Sort() {
     lengths.assign(batch, steps);
-    for (int64_t row = 0; ends && row < batch; ++row) lengths[row] = std::clamp<int64_t>(ends[row], 0, steps);
+    for (int64_t row = 0; given_lengths && row < batch; ++row)
+      lengths[row] = std::clamp<int64_t>(given_lengths[row], 0, steps);
     order.resize(batch);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
@@ -79,7 +83,7 @@ struct Cut {
   int64_t row_parts = 1, unit_parts = 1;
 
   Cut(const Layer& layer, int64_t threads) {
-    if (layer.steps * layer.batch * layer.n * layer.gn < kLeastCall) return;
+    if (threads < 2 || layer.steps * layer.batch * layer.n * layer.gn < kLeastCall) return;
     row_parts = std::clamp<int64_t>(layer.batch / kLeastRows, 1, threads);
     const int64_t step = DividedUp(layer.batch, row_parts) * layer.n * layer.gn;
     unit_parts = std::clamp<int64_t>(step / kLeastStep, 1, std::min(threads / row_parts, DividedUp(layer.n, kPanel)));
@@ -94,10 +98,13 @@ struct Part {
   int64_t row_part, unit_part, unit_parts;
 
   Part(const Layer& layer, const Cut& cut, int64_t part)
-      : active(layer.steps), row_part(part % cut.row_parts), unit_part(part / cut.row_parts), unit_parts(cut.unit_parts) {
-    // Dealt out like cards where lengths differ, so that parts are equal; else side by side in memory.
+      : active(layer.steps), row_part(part % cut.row_parts), unit_part(part / cut.row_parts),
+        unit_parts(cut.unit_parts) {
+    // Dealt out like cards where lengths differ, so that parts are equal; else
+    // side by side in memory.
     for (int64_t i = 0; i < layer.batch; ++i) {
-      const bool is_own = layer.ends ? i % cut.row_parts == row_part : i * cut.row_parts / layer.batch == row_part;
+      const bool is_own =
+          layer.given_lengths ? i % cut.row_parts == row_part : i * cut.row_parts / layer.batch == row_part;
       if (is_own) rows.push_back(layer.order[i]);
     }
     int64_t count = rows.size();
@@ -118,9 +125,11 @@ struct States {
 
 class ForwardPart {
  public:
-  ForwardPart(const Layer& layer, const Cut& cut, int64_t part, const Packed& w_hh, const Packed* w_xh, const States& out)
+  ForwardPart(const Layer& layer, const Cut& cut, int64_t part, const Packed& w_hh, const Packed* w_xh,
+              const States& out)
       : layer_(layer), part_(layer, cut, part), w_hh_(w_hh), w_xh_(w_xh), out_(out), gates_(Gates(layer.cell)),
-        width_(gates_ * kPanel), rows_(part_.rows.size()), begin_(part_.Begin(w_hh.panels())), end_(part_.End(w_hh.panels())),
+        width_(gates_ * kPanel), rows_(part_.rows.size()), begin_(part_.Begin(w_hh.panels())),
+        end_(part_.End(w_hh.panels())),
         block_(w_xh ? std::max<int64_t>(1, kProjected / std::max<int64_t>(1, rows_)) : layer.steps),
         recurrent_(MakeBuffer(kChunk * width_)), unsaved_(MakeBuffer(4 * layer.n)), none_(MakeBuffer(layer.gn)),
         projected_(MakeBuffer(w_xh ? block_ * rows_ * (end_ - begin_) * width_ : 0)), h_before_(rows_) {
@@ -155,7 +164,8 @@ class ForwardPart {
     x_.clear();
     for (int64_t s = s0; s < s1; ++s) {
       const int64_t t = layer_.StepAt(s);
-      for (int64_t i = 0; i < part_.active[t]; ++i) x_.push_back(layer_.x + (t * layer_.batch + part_.rows[i]) * layer_.d);
+      for (int64_t i = 0; i < part_.active[t]; ++i)
+        x_.push_back(layer_.x + (t * layer_.batch + part_.rows[i]) * layer_.d);
     }
     done_ = 0;
     for (int64_t panel = begin_; panel < end_; ++panel) {
@@ -164,7 +174,9 @@ class ForwardPart {
       }
     }
   }
-  float* Projected(int64_t panel, int64_t i) { return projected_.get() + ((panel - begin_) * block_ * rows_ + i) * width_; }
+  float* Projected(int64_t panel, int64_t i) {
+    return projected_.get() + ((panel - begin_) * block_ * rows_ + i) * width_;
+  }
 
   template <int64_t kCell>
   void ComputeGates(int64_t t, int64_t begin, int64_t end, int64_t panel) {
@@ -213,8 +225,6 @@ class ForwardPart {
   std::vector<const float*> x_, h_before_;
 };
 
-using Phases = std::vector<std::function<void(int64_t)>>;
-
 template <typename Pool>
 void Forward(Pool pool, const Layer& layer, const States& out) {
   const bool project = layer.inputs_are == kVectors;
@@ -240,12 +250,14 @@ void Forward(Pool pool, const Layer& layer, const States& out) {
   RunPhases(pool, parts, phases);
 }
 
-// What the way back is given and makes, beside the layer. d_hs and d_cs may be null, which is zeros.
+// What the way back is given and makes, beside the layer. d_hs and d_cs may be
+// null, which is zeros.
 struct Adjoints {
   const float *passed, *hs, *cs, *saved, *d_hs, *d_cs, *d_h_last, *d_c_last;
   float *d_x, *d_w_xh, *d_b_h, *d_w_hh, *d_b_hn, *d_h0, *d_c0, *d_initial_h, *d_initial_c;
 
-  // Of x w_xh + b_h, and for a GRU another of h w_hh: those of one block of steps, unless they are d_x.
+  // Of x w_xh + b_h, and for a GRU another of h w_hh: those of one block of
+  // steps, unless they are d_x.
   float *projected, *recurrent = nullptr;
   int64_t block;
 
@@ -274,7 +286,8 @@ class BackwardPart {
     for (size_t i = 0; i < part_.rows.size(); ++i) {
       const int64_t at = part_.rows[i] * layer.n + unit_;
       std::copy_n(a.d_h_last + at, units_, d_h_.get() + i * stride_);
-      if (layer.cell == kLstm) std::copy_n(a.d_c_last + at, units_, a.d_c0 + at);  // becomes d_c0 in its place
+      if (layer.cell == kLstm) std::copy_n(a.d_c_last + at, units_,
+                                           a.d_c0 + at);  // becomes d_c0 in its place
       if (layer.resets) std::fill_n(a.d_initial_h + at, units_, 0.0f);
       if (layer.resets && layer.cell == kLstm) std::fill_n(a.d_initial_c + at, units_, 0.0f);
     }
@@ -358,7 +371,8 @@ class BackwardPart {
     BackwardGates<kCell>(units_, step);
   }
 
-  // From the adjoint of the state that step t started from to that of the state after the step before.
+  // From the adjoint of the state that step t started from to that of the state
+  // after the step before.
   void Enter(int64_t t, int64_t i) {
     const int64_t row = part_.rows[i], at = row * layer_.n + unit_;
     const auto enter = [&](float* d_state, float* d_initial) {
@@ -382,29 +396,32 @@ class BackwardPart {
   std::vector<const float*> adjoint_rows_;
 };
 
-// The gradients of weights, one part of them: some of their columns, and where these are few, some of their rows. Time
-// steps and rows of the batch are summed in one order, some of them at a time while their adjoints are in the cache.
+// The gradients of weights, one part of them: some of their columns, and where
+// these are few, some of their rows. Time steps and rows of the batch are
+// summed in one order, some of them at a time while their adjoints are in the
+// cache.
 class WeightGradients {
  public:
   WeightGradients(const Layer& layer, const Adjoints& a, int64_t part, int64_t parts)
-      : layer_(layer), a_(a), cut_(layer, part, parts), of_states_(layer.n, layer.gn, cut_),
-        of_inputs_(layer.inputs_are == kVectors ? layer.d : 0, layer.gn, cut_), rows_(kDepth),
+      : layer_(layer), a_(a), shares_(layer, part, parts), of_states_(layer.n, layer.gn, shares_),
+        of_inputs_(layer.inputs_are == kVectors ? layer.d : 0, layer.gn, shares_), rows_(kDepth),
         d_(MakeBuffer(kDepth * kPanel)) {
-    for (int64_t id = 0; cut_.is_first && layer.inputs_are == kIds && id < layer.d; ++id) {
-      std::fill_n(a.d_w_xh + id * layer.gn + cut_.Column(), cut_.Columns(), 0.0f);
+    for (int64_t id = 0; shares_.is_first && layer.inputs_are == kIds && id < layer.d; ++id) {
+      std::fill_n(a.d_w_xh + id * layer.gn + shares_.Column(), shares_.Columns(), 0.0f);
     }
   }
 
-  void Add(int64_t s0, int64_t s1) {  // the steps [s0, s1), from the last to the first
-    if (cut_.begin == cut_.end) return;
+  void Add(int64_t s0,
+           int64_t s1) {  // the steps [s0, s1), from the last to the first
+    if (shares_.begin == shares_.end) return;
     for (int64_t s = s1 - 1; s >= s0; --s) {
       const int64_t t = layer_.StepAt(s);
       for (const int64_t row : layer_.order) {
         if (layer_.lengths[row] <= t) break;
         const int64_t at = t * layer_.batch + row;
-        rows_[count_++] = {layer_.Before(a_.hs, layer_.h0, layer_.initial_h, t, row), layer_.x + at * layer_.d,
-                           a_.OfRecurrent(layer_, t, row), a_.OfProjected(layer_, t, row),
-                           layer_.inputs_are == kIds ? layer_.IdAt(at) : -1};
+        rows_[count_++] = {layer_.Before(a_.hs, layer_.h0, layer_.initial_h, t, row),
+                           layer_.x ? layer_.x + at * layer_.d : nullptr, a_.OfRecurrent(layer_, t, row),
+                           a_.OfProjected(layer_, t, row), layer_.inputs_are == kIds ? layer_.IdAt(at) : -1};
         if (count_ == kDepth) AddRows();
       }
     }
@@ -414,16 +431,17 @@ class WeightGradients {
   void Write() const {
     of_states_.Write(a_.d_w_hh);
     if (layer_.inputs_are == kVectors) of_inputs_.Write(a_.d_w_xh);
-    for (int64_t j = cut_.Column(); cut_.is_first && j < cut_.Column() + cut_.Columns(); ++j) {
-      if (a_.d_b_h) a_.d_b_h[j] = of_inputs_.column_sums[j - cut_.Column()];
-      if (a_.d_b_hn && j >= 2 * layer_.n) a_.d_b_hn[j - 2 * layer_.n] = of_states_.column_sums[j - cut_.Column()];
+    for (int64_t j = shares_.Column(); shares_.is_first && j < shares_.Column() + shares_.Columns(); ++j) {
+      if (a_.d_b_h) a_.d_b_h[j] = of_inputs_.column_sums[j - shares_.Column()];
+      if (a_.d_b_hn && j >= 2 * layer_.n) a_.d_b_hn[j - 2 * layer_.n] = of_states_.column_sums[j - shares_.Column()];
     }
   }
 
  private:
   struct Shares {
-    int64_t gn, begin, end, row_part, row_parts;  // panels [begin, end) of columns
-    bool is_first;                                // of those with the same columns
+    int64_t gn, begin, end, row_part,
+        row_parts;  // panels [begin, end) of columns
+    bool is_first;  // of those with the same columns
 
     Shares(const Layer& layer, int64_t part, int64_t parts) : gn(layer.gn) {
       const int64_t panels = DividedUp(gn, kPanel), column_parts = std::min(parts, panels), i = part % column_parts;
@@ -444,7 +462,8 @@ class WeightGradients {
 
     Sums(int64_t all, int64_t columns, const Shares& cut)
         : begin(cut.Row(all, 0)), k(cut.Row(all, 1) - begin), columns(columns), cut(cut), a(begin, begin + k),
-          products(MakeBuffer((cut.end - cut.begin) * k * kPanel)), column_sums(MakeBuffer((cut.end - cut.begin) * kPanel)) {
+          products(MakeBuffer((cut.end - cut.begin) * k * kPanel)),
+          column_sums(MakeBuffer((cut.end - cut.begin) * kPanel)) {
       std::fill_n(products.get(), (cut.end - cut.begin) * k * kPanel, 0.0f);
       std::fill_n(column_sums.get(), (cut.end - cut.begin) * kPanel, 0.0f);
     }
@@ -465,7 +484,8 @@ class WeightGradients {
       for (int64_t panel = cut.begin; panel < cut.end; ++panel) {
         const int64_t width = std::min<int64_t>(kPanel, columns - panel * kPanel);
         const float* from = products.get() + (panel - cut.begin) * k * kPanel;
-        for (int64_t i = 0; i < k; ++i) std::copy_n(from + i * kPanel, width, out + (begin + i) * columns + panel * kPanel);
+        for (int64_t i = 0; i < k; ++i)
+          std::copy_n(from + i * kPanel, width, out + (begin + i) * columns + panel * kPanel);
       }
     }
   };
@@ -478,12 +498,12 @@ class WeightGradients {
   void AddRows() {
     of_states_.a.Fill(count_, [&](int64_t r) { return rows_[r].state; });
     if (of_inputs_.k > 0) of_inputs_.a.Fill(count_, [&](int64_t r) { return rows_[r].x; });
-    for (int64_t panel = cut_.begin; panel < cut_.end; ++panel) {
+    for (int64_t panel = shares_.begin; panel < shares_.end; ++panel) {
       CopyPanel(panel, [&](int64_t r) { return rows_[r].recurrent; });
       of_states_.Add(d_.get(), count_, panel);
       if (a_.recurrent) CopyPanel(panel, [&](int64_t r) { return rows_[r].projected; });
       of_inputs_.Add(d_.get(), count_, panel);
-      if (layer_.inputs_are == kIds && cut_.is_first) AddToRowsOfWeights(panel);
+      if (layer_.inputs_are == kIds && shares_.is_first) AddToRowsOfWeights(panel);
     }
     count_ = 0;
   }
@@ -506,7 +526,7 @@ class WeightGradients {
   void AddToRowsOfWeights(int64_t panel) {
     const int64_t width = std::min<int64_t>(kPanel, layer_.gn - panel * kPanel);
     for (int64_t r = 0; r < count_; ++r) {
-      if (rows_[r].id < 0) continue;
+      if (!layer_.IsInRange(rows_[r].id)) continue;
       float* to = a_.d_w_xh + rows_[r].id * layer_.gn + panel * kPanel;
       const float* from = d_.get() + r * kPanel;
       Lanes(width, [&](int64_t j, auto load, auto store) { store(to + j, load(to + j) + Load(from + j)); });
@@ -515,7 +535,7 @@ class WeightGradients {
 
   const Layer& layer_;
   const Adjoints& a_;
-  const Shares cut_;
+  const Shares shares_;
   Sums of_states_, of_inputs_;
   std::vector<Row> rows_;
   int64_t count_ = 0;
@@ -525,7 +545,8 @@ class WeightGradients {
 template <typename Pool>
 void Backward(Pool pool, const Layer& layer, Adjoints& a) {
   const bool project = layer.inputs_are == kVectors && a.d_x;
-  a.block = std::min(layer.steps, DividedUp(std::max(kLeastGathered, kGathered / layer.gn), std::max<int64_t>(1, layer.batch)));
+  a.block = std::min(layer.steps,
+                     DividedUp(std::max(kLeastGathered, kGathered / layer.gn), std::max<int64_t>(1, layer.batch)));
   const int64_t floats = a.block * layer.batch * layer.gn;
   const Buffer projected = MakeBuffer(layer.inputs_are == kReady ? 0 : floats);
   const Buffer recurrent = MakeBuffer(layer.cell == kGru ? floats : 0);

@@ -46,8 +46,9 @@ def why_not() -> str:
 
 
 def version() -> str:
-    """Which machine code this is: other sources may give other bits."""
-    return hashlib.sha256(b"".join(_sources())).hexdigest()[:8]
+    """Which machine code this is: other sources, compilers and CPUs may give other bits."""
+    path = build()
+    return "none" if path is None else path.stem.rpartition("-")[2][:8]
 
 
 def _load(path: Path) -> bool:

@@ -11,11 +11,15 @@
 
 namespace rnn_lm {
 
-// Calls phase(part) for all parts of a phase before the next one begins, on this thread and those of the pool that are
-// free, whenever they come. Each takes parts of its own number first, which may be in its cache. Nobody waits for a part
-// that nobody has begun, so that calls on a full pool cannot wait for each other.
+using Phases = std::vector<std::function<void(int64_t)>>;
+
+// Calls phase(part) for all parts of a phase before the next one begins, on
+// this thread and those of the pool that are free, whenever they come. Each
+// takes parts of its own number first, which may be in its cache. Nobody waits
+// for a part that nobody has begun, so that calls on a full pool cannot wait
+// for each other.
 template <typename Pool>
-void RunPhases(Pool pool, int64_t parts, const std::vector<std::function<void(int64_t)>>& phases) {
+void RunPhases(Pool pool, int64_t parts, const Phases& phases) {
   struct State {
     explicit State(int64_t parts) : begun(parts) {}
     std::vector<std::atomic<int64_t>> begun;  // of each part, how many phases
@@ -23,8 +27,9 @@ void RunPhases(Pool pool, int64_t parts, const std::vector<std::function<void(in
   };
   auto state = std::make_shared<State>(parts);
   const int64_t count = phases.size();
-  const auto* all = phases.data();  // of this call, which returns when all are done: nobody begins one after that
-  const auto work = [state, parts, count, all](int64_t self) {
+  const auto* all = phases.data();  // of this call, which returns when all are
+                                    // done: nobody begins one after that
+  const auto work = [state, parts, count, all](int64_t self) noexcept {
     for (int64_t phase = 0; phase < count; ++phase) {
       for (int64_t i = 0; i < parts; ++i) {
         const int64_t part = (self + i) % parts;
@@ -33,7 +38,9 @@ void RunPhases(Pool pool, int64_t parts, const std::vector<std::function<void(in
         all[phase](part);
         state->done.fetch_add(1, std::memory_order_acq_rel);
       }
-      // Awake for a while, as to wake a thread takes long; then in turns with other programs.
+      if (phase + 1 == count && self != 0) return;
+      // Awake for a while, as to wake a thread takes long; then in turns with
+      // other programs.
       for (int64_t turns = 0; state->done.load(std::memory_order_acquire) < (phase + 1) * parts; ++turns) {
         if (turns < 4000) {
 #if defined(__x86_64__)

@@ -1,8 +1,10 @@
-// The functions that XLA calls: the arrays of a call, checked, and what is done with them.
+// The functions that XLA calls: the arrays of a call, checked, and what is done
+// with them.
 
 #include <algorithm>
 #include <initializer_list>
 #include <string>
+#include <type_traits>
 
 #include "layer.h"
 #include "xla/ffi/api/ffi.h"
@@ -12,21 +14,23 @@ namespace ffi = xla::ffi;
 namespace rnn_lm {
 namespace {
 
-// The arrays of a call, by position. Python has checked all shapes before; what it overlooked must not become a read or
-// a write past an array's end.
+// The arrays of a call, by position. Python has checked all shapes before; what
+// it overlooked must not become a read or a write past an array's end.
 class Arguments {
  public:
   Arguments(ffi::RemainingArgs in, ffi::RemainingRets out) : in_(in), out_(out) {}
 
-  // The data of the next argument or result; null, and no elements, where it is not needed.
+  // The data of the next argument or result; null, and no elements, where it is
+  // not needed.
   template <typename T = float>
   const T* In(const char* what, bool needed, std::initializer_list<int64_t> shape) {
     const ffi::AnyBuffer buffer = *in_.get<ffi::AnyBuffer>(next_in_++);
-    return static_cast<const T*>(Checked(buffer, what, needed, shape));
+    constexpr auto type = std::is_same_v<T, bool> ? ffi::PRED : std::is_same_v<T, int32_t> ? ffi::S32 : ffi::F32;
+    return static_cast<const T*>(Checked(buffer, what, buffer.element_type() == type, needed, shape));
   }
   float* Out(const char* what, bool needed, std::initializer_list<int64_t> shape) {
     const ffi::AnyBuffer buffer = **out_.get<ffi::AnyBuffer>(next_out_++);
-    return static_cast<float*>(Checked(buffer, what, needed, shape));
+    return static_cast<float*>(Checked(buffer, what, buffer.element_type() == ffi::F32, needed, shape));
   }
   bool IsThere(size_t i) const { return in_.get<ffi::AnyBuffer>(i)->element_count() > 0; }
   bool IsMade(size_t i) const { return (*out_.get<ffi::AnyBuffer>(i))->element_count() > 0; }
@@ -34,13 +38,15 @@ class Arguments {
 
   ffi::Error error() const {
     if (wrong_.empty()) return ffi::Error::Success();
-    return ffi::Error::InvalidArgument("rnn_lm: the dimensions of " + wrong_ + " do not go together with the others");
+    return ffi::Error::InvalidArgument("rnn_lm: the dimensions or the dtype of " + wrong_ +
+                                       " do not go together with the others");
   }
 
  private:
-  void* Checked(const ffi::AnyBuffer& buffer, const char* what, bool needed, std::initializer_list<int64_t> shape) {
+  void* Checked(const ffi::AnyBuffer& buffer, const char* what, bool is_type, bool needed,
+                std::initializer_list<int64_t> shape) {
     const auto given = buffer.dimensions();
-    const bool fits = needed ? std::equal(given.begin(), given.end(), shape.begin(), shape.end())
+    const bool fits = needed ? is_type && std::equal(given.begin(), given.end(), shape.begin(), shape.end())
                              : buffer.element_count() == 0;
     if (!fits && wrong_.empty()) wrong_ = what;
     return needed ? buffer.untyped_data() : nullptr;
@@ -76,13 +82,14 @@ Layer LayerOf(Arguments& arguments, int64_t cell, int64_t inputs_are, bool rever
   const bool resets = arguments.IsThere(10);
   layer.initial_h = arguments.In("the initial carry", resets, {batch, n});
   layer.initial_c = arguments.In("the initial carry", resets && lstm, {batch, n});
-  layer.ends = arguments.In<int32_t>("the lengths", arguments.IsThere(9), {batch});
+  layer.given_lengths = arguments.In<int32_t>("the lengths", arguments.IsThere(9), {batch});
   layer.resets = arguments.In<bool>("the resets", resets, {steps, batch});
   return layer;
 }
 
 ffi::Error CallForward(ffi::ThreadPool pool, int64_t cell, int64_t inputs, bool reverse, ffi::RemainingArgs in,
-                   ffi::RemainingRets results) {
+                       ffi::RemainingRets results) {
+  if (in.size() != 11 || results.size() != 5) return ffi::Error::InvalidArgument("rnn_lm: 11 arguments, 5 results");
   Arguments arguments(in, results);
   Layer layer = LayerOf(arguments, cell, inputs, reverse);
   const int64_t steps = layer.steps, batch = layer.batch, n = layer.n;
@@ -99,7 +106,8 @@ ffi::Error CallForward(ffi::ThreadPool pool, int64_t cell, int64_t inputs, bool 
 }
 
 ffi::Error CallBackward(ffi::ThreadPool pool, int64_t cell, int64_t inputs, bool reverse, ffi::RemainingArgs in,
-                    ffi::RemainingRets results) {
+                        ffi::RemainingRets results) {
+  if (in.size() != 19 || results.size() != 9) return ffi::Error::InvalidArgument("rnn_lm: 19 arguments, 9 results");
   Arguments arguments(in, results);
   Layer layer = LayerOf(arguments, cell, inputs, reverse);
   const int64_t steps = layer.steps, batch = layer.batch, n = layer.n, d = layer.d, gn = layer.gn;
@@ -131,8 +139,13 @@ ffi::Error CallBackward(ffi::ThreadPool pool, int64_t cell, int64_t inputs, bool
 }  // namespace
 }  // namespace rnn_lm
 
-#define RNN_LM_BINDING                                                                                               \
-  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<int64_t>("cell").Attr<int64_t>("inputs").Attr<bool>("reverse")        \
-      .RemainingArgs().RemainingRets()
+#define RNN_LM_BINDING         \
+  ffi::Ffi::Bind()             \
+      .Ctx<ffi::ThreadPool>()  \
+      .Attr<int64_t>("cell")   \
+      .Attr<int64_t>("inputs") \
+      .Attr<bool>("reverse")   \
+      .RemainingArgs()         \
+      .RemainingRets()
 XLA_FFI_DEFINE_HANDLER_SYMBOL(RnnLmForward, rnn_lm::CallForward, RNN_LM_BINDING);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(RnnLmBackward, rnn_lm::CallBackward, RNN_LM_BINDING);

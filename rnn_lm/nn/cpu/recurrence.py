@@ -37,18 +37,19 @@ class Layer(NamedTuple):
     @classmethod
     def of(cls, cell: Cell, small: Tree, carry: Carry, initial: Carry, inputs: Array, controls: Controls) -> "Layer":
         """The machine code computes `project` too, unless the cell has one of its own."""
-        own = cell.scale_x is not None or overrides(cell, "project", "product", "_normalized")
+        own = cell.scale_x is not None or overrides(cell, "project")
         x = projections(cell, without_padding(inputs, controls)) if own else inputs
         weights = () if own else (cell.w_xh[...], cell.b_h[...])
         return cls(small, cell.w_hh[...], weights, carry, initial, x, controls)
 
     def projected(self) -> Array:
         """`x w_xh + b_h`."""
+        inputs = without_padding(self.inputs, self.controls)
         if not self.input_weights:
-            return self.inputs
+            return inputs
         w_xh, b_h = self.input_weights
-        ids = jnp.issubdtype(self.inputs.dtype, jnp.integer)
-        z = rows_of(w_xh, self.inputs) if ids else product(self.inputs, w_xh, None)
+        ids = jnp.issubdtype(inputs.dtype, jnp.integer)
+        z = rows_of(w_xh, inputs) if ids else product(inputs, w_xh, None)
         return z + along_last(b_h, z)
 
 
@@ -57,14 +58,15 @@ def is_for(cell: Cell, layer: Layer) -> bool:
 
     Shapes are taken for checked.
     """
-    plain = _kind(cell) in NUMBERS and cell.scale_h is None and not overrides(cell, "gates", "output")
-    plain = plain and len(jax.tree.leaves(layer.small)) == isinstance(cell, GRUCell)  # the gates read nothing else
+    own = overrides(cell, "gates", "output", "_normalized") or cell.scale_h is not None
+    only_b_hn = len(jax.tree.leaves(layer.small)) == isinstance(cell, GRUCell)  # the gates read nothing else
+    plain = not own and only_b_hn and _kind(cell) in NUMBERS
     arrays = jax.tree.leaves(layer)
     floats = [a for a in jax.tree.leaves(layer._replace(controls={})) if not jnp.issubdtype(a.dtype, jnp.integer)]
     dtypes = {jnp.dtype(cell.dtype or jnp.float32), *(a.dtype for a in floats)}
     carries = jax.tree.leaves(layer.carry)
     sequences = carries[0].ndim == 2 and len(layer.inputs) > 1  # one step is not worth the packing of w_hh
-    whole = not any(map(is_sharded, arrays))
+    whole = not any(map(is_sharded, arrays)) and all(w.size for w in (layer.w_hh, *layer.input_weights))
     return plain and dtypes == {jnp.dtype(jnp.float32)} and sequences and whole
 
 
@@ -80,7 +82,8 @@ def accelerated(reference: Callable, cell: Cell, reverse: bool) -> Callable:
     kernels = _Kernels(reference, _kind(cell), cell.hidden_features, reverse)
     values = machine_code(lambda layer: kernels.forward(layer, saving=False)[0], reference)
     values_and_saved = machine_code(
-        partial(kernels.forward, saving=True), lambda layer: (reference(layer), jnp.zeros(kernels.saved_shape(layer)))
+        partial(kernels.forward, saving=True),
+        lambda layer: (reference(layer), jnp.zeros(kernels.saved_shape(layer), jnp.float32)),
     )
     pullback = machine_code(kernels.gradient, kernels.plain_gradient)
 
