@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -109,6 +109,18 @@ def save(path: str, results: dict[str, Any]) -> None:
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def measured(shapes: Iterable[Any], measure: Callable, report: Callable[[list], str], out: str) -> None:
+    """Measures shape by shape and shows each row of the report at once; at the end saves and prints everything."""
+    results = []
+    for shape in shapes:
+        results.append(measure(shape))
+        print(report(results[-1:]).splitlines()[2], flush=True)
+    there = machine()
+    save(out, {"machine": there, "results": results})
+    print("\n" + ", ".join(f"{key} {value}" for key, value in there.items()) + "\n")
+    print(report(results))
 
 
 def _lines(path: str) -> list[str]:

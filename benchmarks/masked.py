@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from benchmarks.common import Timing, interleaved, machine, save, table
+from benchmarks.common import Timing, interleaved, measured, table
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.registry import cell_class
 
@@ -90,6 +90,10 @@ def torch_rnn(cell: str, x: np.ndarray, hidden: int, lengths: np.ndarray, packed
     return run
 
 
+def name_of(shape: tuple[str, int, int, int, int]) -> str:
+    return "{} T{} B{} D{} H{}".format(*shape)
+
+
 def measure(shape: tuple[str, int, int, int, int], seconds: float) -> dict[str, Any]:
     """All contenders on one shape."""
     cell, steps, batch, features, hidden = shape
@@ -109,7 +113,7 @@ def measure(shape: tuple[str, int, int, int, int], seconds: float) -> dict[str, 
         run()
     timings: dict[str, Timing] = interleaved(contenders, seconds, pause=0.01)
     return {
-        "shape": f"{cell} T{steps} B{batch} D{features} H{hidden}",
+        "shape": name_of(shape),
         "mean_length": float(lengths.mean() / steps),
         **{name: {"best_ms": 1e3 * t.best, "median_ms": 1e3 * t.median} for name, t in timings.items()},
     }
@@ -153,16 +157,11 @@ def main() -> None:
     parser.add_argument("--shapes", default="", help="only shapes whose names contain this, such as lstm")
     parser.add_argument("--out", default="benchmarks/results/masked.json", help="where the numbers go")
     arguments = parser.parse_args()
+    chosen = [shape for shape in SHAPES if arguments.shapes in name_of(shape)]
+    if not chosen:
+        parser.error(f"no shape's name contains {arguments.shapes!r}: {', '.join(map(name_of, SHAPES))}")
     torch.set_num_threads(len(CORES) or 2)
-    results = []
-    for shape in SHAPES:
-        if arguments.shapes in shape[0]:
-            results.append(measure(shape, arguments.seconds))
-            print(report(results[-1:]).splitlines()[2], flush=True)
-    there = machine()
-    save(arguments.out, {"machine": there, "results": results})
-    print("\n" + ", ".join(f"{key} {value}" for key, value in there.items()) + "\n")
-    print(report(results))
+    measured(chosen, lambda shape: measure(shape, arguments.seconds), report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-// Random layers through the kernels, cut for 1, 2, 5 and 64 threads: the same
-// bits, and nothing that is not a number. Arrays are as large as they have to
-// be and no larger, and what must not be looked at is NaN or an absurd number.
+// Random layers through the kernels, cut for 1, 2, 5 and 64 threads: the same bits, and nothing that is not a number.
+// Arrays are as large as they have to be and no larger, and what must not be looked at is NaN or an absurd number.
 
 #include <condition_variable>
 #include <cstdio>

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks.common import SHAPES, Shape, interleaved, machine, save, table
+from benchmarks.common import SHAPES, Shape, interleaved, machine, measured, table
 from benchmarks.contenders import JAX_CONTENDERS, JaxTrainer, TorchTrainer, products
 
 PEERS = ["torch", "nnx.RNN", "haiku"]
@@ -105,18 +105,11 @@ def main() -> None:
     parser.add_argument("--shapes", default="", help="only shapes whose names contain this")
     parser.add_argument("--out", default="benchmarks/results/training.json", help="where the numbers go")
     arguments = parser.parse_args()
-    if not any(arguments.shapes in shape.name for shape in SHAPES):
+    chosen = [shape for shape in SHAPES if arguments.shapes in shape.name]
+    if not chosen:
         parser.error(f"no shape's name contains {arguments.shapes!r}: {', '.join(shape.name for shape in SHAPES)}")
-    there = machine()
-    torch.set_num_threads(there["cores"])
-    results = []
-    for shape in SHAPES:
-        if arguments.shapes in shape.name:
-            results.append(measure(shape, arguments.seconds))
-            print(report(results[-1:]).splitlines()[2], flush=True)
-    save(arguments.out, {"machine": there, "results": results})
-    print("\n" + ", ".join(f"{key} {value}" for key, value in there.items()) + "\n")
-    print(report(results))
+    torch.set_num_threads(machine()["cores"])
+    measured(chosen, lambda shape: measure(shape, arguments.seconds), report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-// The equations of the three cells and their derivatives, for some units of one
-// sequence at one time step.
+// The equations of the three cells and their derivatives, for some units of one sequence at one time step.
 #pragma once
 
 #include "gemm.h"
@@ -23,8 +22,7 @@ inline void ForCell(int64_t cell, F f) {
 constexpr int64_t Gates(int64_t cell) { return cell == kLstm ? 4 : cell == kGru ? 3 : 1; }
 constexpr int64_t Saved(int64_t cell) { return cell == kLstm || cell == kGru ? 4 : 0; }
 
-// tanh, by the rational approximation that Eigen and XLA use; within a few ulp.
-// Where it is clamped it rounds to 1.
+// tanh, by the rational approximation that Eigen and XLA use; within a few ulp. Where it is clamped it rounds to 1.
 inline Vec Tanh(Vec x) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   const Vec limit = Vec{} + 7.99881172180175781f;
@@ -47,8 +45,8 @@ inline Vec Tanh(Vec x) {
 }
 inline Vec Sigmoid(Vec x) { return Tanh(x * 0.5f) * 0.5f + 0.5f; }
 
-// Pointers to the first of the units; entries of the gates are a stride apart.
-// What a cell has no use for points nowhere.
+// Pointers to the first of the units; entries of the gates are a stride apart. What a cell has no use for points
+// nowhere.
 struct ForwardStep {
   const float* projected;
   int64_t projected_stride;

@@ -10,9 +10,8 @@
 
 namespace rnn_lm {
 
-// Registers: with AVX-512 there are 32 of 16 floats, else 16 of 8. A tile keeps
-// kRows × 2 sums, 2 vectors of weights and a factor in them. RNN_LM_LANES and
-// RNN_LM_ROWS let the tests try the tiles of another CPU.
+// Registers: with AVX-512 there are 32 of 16 floats, else 16 of 8. A tile keeps kRows × 2 sums, 2 vectors of weights
+// and a factor in them. RNN_LM_LANES and RNN_LM_ROWS let the tests try the tiles of another CPU.
 #if defined(RNN_LM_LANES)
 constexpr int kLanes = RNN_LM_LANES, kRows = RNN_LM_ROWS;
 #elif defined(__AVX512F__)
@@ -21,8 +20,7 @@ constexpr int kLanes = 16, kRows = 12;
 constexpr int kLanes = 8, kRows = 6;
 #endif
 constexpr int kPanel = 2 * kLanes;  // columns of a panel of packed weights
-constexpr int64_t kDepth = 256;     // rows of a panel that are used at a time, so
-                                    // that it stays in the first cache
+constexpr int64_t kDepth = 256;     // rows of a panel that are used at a time, so that they stay in the first cache
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -34,14 +32,12 @@ inline void Store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 #define __has_builtin(x) 0
 #endif
 
-// a b + c, rounded once where the CPU can. Left to the compiler, it depends on
-// the size of a tile.
+// a b + c, rounded once where the CPU can. Left to the compiler, it depends on the size of a tile.
 inline Vec MultiplyAdd(Vec a, Vec b, Vec c) {
 #if __has_builtin(__builtin_elementwise_fma)
   return __builtin_elementwise_fma(a, b, c);
 #elif defined(__AVX512F__) && !defined(RNN_LM_LANES)
-  return __builtin_ia32_vfmaddps512_mask(a, b, c, -1,
-                                         4);  // by the current rounding
+  return __builtin_ia32_vfmaddps512_mask(a, b, c, -1, 4);  // by the current rounding
 #elif defined(__FMA__) && !defined(RNN_LM_LANES)
   return __builtin_ia32_vfmaddps256(a, b, c);
 #elif defined(__ARM_FEATURE_FMA)
@@ -54,8 +50,7 @@ inline Vec MultiplyAdd(Vec a, Vec b, Vec c) {
 
 inline int64_t DividedUp(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// Calls f(i, load, store) for i = 0, lanes, … < n: whole vectors, and the last
-// few entries by way of a buffer.
+// Calls f(i, load, store) for i = 0, lanes, … < n: whole vectors, and the last few entries by way of a buffer.
 template <typename F>
 inline void Lanes(int64_t n, F f) {
   int64_t i = 0;
@@ -87,8 +82,7 @@ inline Buffer MakeBuffer(int64_t floats) {
   return Buffer(static_cast<float*>(memory));
 }
 
-// The factors of a tile: of rows of the left matrix, or of a copy that has
-// those of one step side by side.
+// The factors of a tile: of rows of the left matrix, or of a copy that has those of one step side by side.
 template <int kM>
 struct OfRows {
   const float* rows[kM];
@@ -122,8 +116,7 @@ inline void Tile(Factors factors, const float* panel, int64_t k, float* out, int
   }
 }
 
-// Calls f(std::integral_constant<int, m>) for the m from 1 to kRows that is
-// asked for.
+// Calls f(std::integral_constant<int, m>) for the m from 1 to kRows that is asked for.
 template <int kM = kRows, typename F>
 inline void WithRows(int64_t m, F f) {
   if constexpr (kM > 0) {
@@ -132,38 +125,15 @@ inline void WithRows(int64_t m, F f) {
   }
 }
 
-// Calls f(begin, end) for 0 to n in parts of at most `most`, which differ by
-// one in size.
+// Calls f(begin, end) for 0 to n in parts of at most `most`, which differ by one in size.
 template <typename F>
 inline void InParts(int64_t n, int64_t most, F f) {
   const int64_t parts = DividedUp(n, most);
   for (int64_t part = 0; part < parts; ++part) f(n * part / parts, n * (part + 1) / parts);
 }
 
-// out [rows, vectors] (+)= a [rows, k] times a panel [k, vectors]; a's rows may
-// lie anywhere.
-__attribute__((noinline)) inline void TimesPanel(const float* const* a, int64_t rows, const float* panel, int vectors,
-                                                 int64_t k, float* out, int64_t ldo, bool add) {
-  InParts(k, kDepth, [&](int64_t k_begin, int64_t k_end) {
-    InParts(rows, kRows, [&](int64_t begin, int64_t end) {
-      WithRows(end - begin, [&](auto m) {
-        OfRows<m()> factors;
-        for (int r = 0; r < m(); ++r) factors.rows[r] = a[begin + r] + k_begin;
-        const float* from = panel + k_begin * vectors * kLanes;
-        const bool adding = add || k_begin > 0;
-        if (vectors == 2) {
-          Tile<m(), 2>(factors, from, k_end - k_begin, out + begin * ldo, ldo, adding);
-        } else {
-          Tile<m(), 1>(factors, from, k_end - k_begin, out + begin * ldo, ldo, adding);
-        }
-      });
-    });
-  });
-}
-
-// Weights w [k, gates, n] (or the transpose, [gates · n, k]) as panels of the
-// same units of all gates, one after the other: for each kPanel units, for each
-// gate [k][units], filled up with zeros to whole vectors.
+// Weights w [k, gates, n] (or the transpose, [gates · n, k]) as panels of the same units of all gates, one after the
+// other: for each kPanel units, for each gate [k][units], filled up with zeros to whole vectors.
 class Packed {
  public:
   Packed(int64_t k, int64_t n, int64_t gates)
@@ -186,8 +156,7 @@ class Packed {
         for (int64_t i = 0; i < k_; ++i)
           std::memcpy(to + i * stride, w + i * gates_ * n_ + column, width * sizeof(float));
       } else {
-        float block[kPanel][16];  // read row by row: rows far apart share few
-                                  // places in the first cache
+        float block[kPanel][16];  // read row by row: rows far apart share few places in the first cache
         for (int64_t i = 0; i < k_; i += 16) {
           const int64_t count = std::min<int64_t>(16, k_ - i);
           for (int64_t c = 0; c < width; ++c) std::memcpy(block[c], w + (column + c) * k_ + i, count * sizeof(float));
@@ -199,10 +168,25 @@ class Packed {
     }
   }
 
-  // out [rows, vectors] (+)= a [rows, k] times the panel of a gate.
-  void Multiply(const float* const* a, int64_t rows, int64_t panel, int64_t gate, float* out, int64_t ldo,
-                bool add = false) const {
-    TimesPanel(a, rows, At(panel, gate), Vectors(panel), k_, out, ldo, add);
+  // out [rows, vectors] (+)= a [rows, k] times the panel of a gate; a's rows may lie anywhere.
+  __attribute__((noinline)) void Multiply(const float* const* a, int64_t rows, int64_t panel, int64_t gate, float* out,
+                                          int64_t ldo, bool add = false) const {
+    const int vectors = Vectors(panel);
+    InParts(k_, kDepth, [&](int64_t k_begin, int64_t k_end) {
+      const float* from = At(panel, gate) + k_begin * vectors * kLanes;
+      const bool adding = add || k_begin > 0;
+      InParts(rows, kRows, [&](int64_t begin, int64_t end) {
+        WithRows(end - begin, [&](auto m) {
+          OfRows<m()> factors;
+          for (int r = 0; r < m(); ++r) factors.rows[r] = a[begin + r] + k_begin;
+          if (vectors == 2) {
+            Tile<m(), 2>(factors, from, k_end - k_begin, out + begin * ldo, ldo, adding);
+          } else {
+            Tile<m(), 1>(factors, from, k_end - k_begin, out + begin * ldo, ldo, adding);
+          }
+        });
+      });
+    });
   }
 
  private:
@@ -210,8 +194,7 @@ class Packed {
   Buffer data_;
 };
 
-// Copies of some rows a [rows, k] in the order in which tiles of their
-// transpose read them.
+// Copies of some rows a [rows, k] in the order in which tiles of their transpose read them.
 class Transposed {
  public:
   Transposed(int64_t begin, int64_t end) : begin_(begin), k_(end - begin), copy_(MakeBuffer(kDepth * k_)) {}

@@ -1,17 +1,12 @@
-// A recurrent layer of `unroll` on a CPU: whole sequences in one call, forward
-// and backward.
+// A recurrent layer of `unroll` on a CPU: whole sequences in one call, forward and backward.
 //
-// Why: in a compiled loop XLA packs w_hh anew at every step, runs everything
-// element-wise on one thread, and wakes a second thread for each product;
-// sequences that have ended and steps that are reset are computed and thrown
-// away. Here the weights are packed once a call, and each thread takes its own
-// rows of the batch through all time steps. Rows are sorted by length, so that
-// those that have ended are left out. In a small batch threads share rows and
-// divide units.
+// Why: in a compiled loop XLA packs w_hh anew at every step, runs everything element-wise on one thread, and wakes a
+// second thread for each product; sequences that have ended and steps that are reset are computed and thrown away. Here
+// the weights are packed once a call, and each thread takes its own rows of the batch through all time steps. Rows are
+// sorted by length, so that those that have ended are left out. In a small batch threads share rows and divide units.
 //
-// No result depends on how many threads there are: a row's values are summed
-// over entries of the state in one order, and the gradients of weights over
-// steps and rows in one order.
+// No result depends on how many threads there are: a row's values are summed over entries of the state in one order,
+// and the gradients of weights over steps and rows in one order.
 
 #pragma once
 
@@ -26,11 +21,9 @@
 
 namespace rnn_lm {
 
-constexpr int64_t kChunk = 48;           // rows whose products and gates are computed in
-                                         // turns, in the first caches
+constexpr int64_t kChunk = 48;           // rows whose products and gates are computed in turns, in the first caches
 constexpr int64_t kProjected = 96;       // rows of inputs that a thread multiplies by w_xh at a time
-constexpr int64_t kGathered = 1 << 18;   // floats of adjoints after which their
-                                         // products with states are added, but
+constexpr int64_t kGathered = 1 << 18;   // floats of adjoints after which their products with states are added, but
 constexpr int64_t kLeastGathered = 512;  // no fewer rows of them
 constexpr int64_t kLeastRows = 4;        // of a thread, before threads divide units
 constexpr int64_t kLeastStep = 1 << 18;  // multiplications of a step that are worth dividing units
@@ -62,8 +55,8 @@ struct Layer {
     return states + ((reverse ? t + 1 : t - 1) * batch + row) * n;
   }
 
-  // As JAX has it: negative ids count from the end. Others that are out of
-  // range select the nearest row, which gets no gradient from them.
+  // As JAX has it: negative ids count from the end. Others that are out of range select the nearest row, which gets no
+  // gradient from them.
   int64_t IdAt(int64_t at) const { return ids[at] < 0 ? ids[at] + d : ids[at]; }
   bool IsInRange(int64_t id) const { return 0 <= id && id < d; }
   const float* RowOfWeights(int64_t at) const { return w_xh + std::clamp<int64_t>(IdAt(at), 0, d - 1) * gn; }
@@ -100,8 +93,7 @@ struct Part {
   Part(const Layer& layer, const Cut& cut, int64_t part)
       : active(layer.steps), row_part(part % cut.row_parts), unit_part(part / cut.row_parts),
         unit_parts(cut.unit_parts) {
-    // Dealt out like cards where lengths differ, so that parts are equal; else
-    // side by side in memory.
+    // Dealt out like cards where lengths differ, so that parts are equal; else side by side in memory.
     for (int64_t i = 0; i < layer.batch; ++i) {
       const bool is_own =
           layer.given_lengths ? i % cut.row_parts == row_part : i * cut.row_parts / layer.batch == row_part;
@@ -250,14 +242,12 @@ void Forward(Pool pool, const Layer& layer, const States& out) {
   RunPhases(pool, parts, phases);
 }
 
-// What the way back is given and makes, beside the layer. d_hs and d_cs may be
-// null, which is zeros.
+// What the way back is given and makes, beside the layer. d_hs and d_cs may be null, which is zeros.
 struct Adjoints {
   const float *passed, *hs, *cs, *saved, *d_hs, *d_cs, *d_h_last, *d_c_last;
   float *d_x, *d_w_xh, *d_b_h, *d_w_hh, *d_b_hn, *d_h0, *d_c0, *d_initial_h, *d_initial_c;
 
-  // Of x w_xh + b_h, and for a GRU another of h w_hh: those of one block of
-  // steps, unless they are d_x.
+  // Of x w_xh + b_h, and for a GRU another of h w_hh: those of one block of steps, unless they are d_x.
   float *projected, *recurrent = nullptr;
   int64_t block;
 
@@ -286,8 +276,7 @@ class BackwardPart {
     for (size_t i = 0; i < part_.rows.size(); ++i) {
       const int64_t at = part_.rows[i] * layer.n + unit_;
       std::copy_n(a.d_h_last + at, units_, d_h_.get() + i * stride_);
-      if (layer.cell == kLstm) std::copy_n(a.d_c_last + at, units_,
-                                           a.d_c0 + at);  // becomes d_c0 in its place
+      if (layer.cell == kLstm) std::copy_n(a.d_c_last + at, units_, a.d_c0 + at);  // becomes d_c0 in its place
       if (layer.resets) std::fill_n(a.d_initial_h + at, units_, 0.0f);
       if (layer.resets && layer.cell == kLstm) std::fill_n(a.d_initial_c + at, units_, 0.0f);
     }
@@ -371,8 +360,7 @@ class BackwardPart {
     BackwardGates<kCell>(units_, step);
   }
 
-  // From the adjoint of the state that step t started from to that of the state
-  // after the step before.
+  // From the adjoint of the state that step t started from to that of the state after the step before.
   void Enter(int64_t t, int64_t i) {
     const int64_t row = part_.rows[i], at = row * layer_.n + unit_;
     const auto enter = [&](float* d_state, float* d_initial) {
@@ -396,10 +384,8 @@ class BackwardPart {
   std::vector<const float*> adjoint_rows_;
 };
 
-// The gradients of weights, one part of them: some of their columns, and where
-// these are few, some of their rows. Time steps and rows of the batch are
-// summed in one order, some of them at a time while their adjoints are in the
-// cache.
+// The gradients of weights, one part of them: some of their columns, and where these are few, some of their rows. Time
+// steps and rows of the batch are summed in one order, some of them at a time while their adjoints are in the cache.
 class WeightGradients {
  public:
   WeightGradients(const Layer& layer, const Adjoints& a, int64_t part, int64_t parts)
@@ -411,8 +397,8 @@ class WeightGradients {
     }
   }
 
-  void Add(int64_t s0,
-           int64_t s1) {  // the steps [s0, s1), from the last to the first
+  // The steps [s0, s1), from the last to the first.
+  void Add(int64_t s0, int64_t s1) {
     if (shares_.begin == shares_.end) return;
     for (int64_t s = s1 - 1; s >= s0; --s) {
       const int64_t t = layer_.StepAt(s);
@@ -439,8 +425,8 @@ class WeightGradients {
 
  private:
   struct Shares {
-    int64_t gn, begin, end, row_part,
-        row_parts;  // panels [begin, end) of columns
+    int64_t gn, begin, end;  // panels [begin, end) of columns
+    int64_t row_part, row_parts;
     bool is_first;  // of those with the same columns
 
     Shares(const Layer& layer, int64_t part, int64_t parts) : gn(layer.gn) {
@@ -456,21 +442,24 @@ class WeightGradients {
   // aᵀ d and the sums of d.
   struct Sums {
     int64_t begin, k, columns;
-    const Shares& cut;
+    const Shares& shares;
     Transposed a;
     Buffer products, column_sums;
 
-    Sums(int64_t all, int64_t columns, const Shares& cut)
-        : begin(cut.Row(all, 0)), k(cut.Row(all, 1) - begin), columns(columns), cut(cut), a(begin, begin + k),
-          products(MakeBuffer((cut.end - cut.begin) * k * kPanel)),
-          column_sums(MakeBuffer((cut.end - cut.begin) * kPanel)) {
-      std::fill_n(products.get(), (cut.end - cut.begin) * k * kPanel, 0.0f);
-      std::fill_n(column_sums.get(), (cut.end - cut.begin) * kPanel, 0.0f);
+    Sums(int64_t all, int64_t columns, const Shares& shares)
+        : begin(shares.Row(all, 0)), k(shares.Row(all, 1) - begin), columns(columns), shares(shares),
+          a(begin, begin + k), products(MakeBuffer((shares.end - shares.begin) * k * kPanel)),
+          column_sums(MakeBuffer((shares.end - shares.begin) * kPanel)) {
+      std::fill_n(products.get(), (shares.end - shares.begin) * k * kPanel, 0.0f);
+      std::fill_n(column_sums.get(), (shares.end - shares.begin) * kPanel, 0.0f);
     }
 
-    void Add(const float* d, int64_t rows, int64_t panel) {
-      if (k > 0) a.AddProduct(d, products.get() + (panel - cut.begin) * k * kPanel);
-      float* to = column_sums.get() + (panel - cut.begin) * kPanel;
+    void Add(const float* d, int64_t panel) {
+      if (k > 0) a.AddProduct(d, products.get() + (panel - shares.begin) * k * kPanel);
+    }
+
+    void AddColumns(const float* d, int64_t rows, int64_t panel) {
+      float* to = column_sums.get() + (panel - shares.begin) * kPanel;
       Vec sums[2] = {Load(to), Load(to + kLanes)};
       for (int64_t r = 0; r < rows; ++r) {
         sums[0] += Load(d + r * kPanel);
@@ -481,9 +470,9 @@ class WeightGradients {
     }
 
     void Write(float* out) const {
-      for (int64_t panel = cut.begin; panel < cut.end; ++panel) {
+      for (int64_t panel = shares.begin; panel < shares.end; ++panel) {
         const int64_t width = std::min<int64_t>(kPanel, columns - panel * kPanel);
-        const float* from = products.get() + (panel - cut.begin) * k * kPanel;
+        const float* from = products.get() + (panel - shares.begin) * k * kPanel;
         for (int64_t i = 0; i < k; ++i)
           std::copy_n(from + i * kPanel, width, out + (begin + i) * columns + panel * kPanel);
       }
@@ -500,9 +489,13 @@ class WeightGradients {
     if (of_inputs_.k > 0) of_inputs_.a.Fill(count_, [&](int64_t r) { return rows_[r].x; });
     for (int64_t panel = shares_.begin; panel < shares_.end; ++panel) {
       CopyPanel(panel, [&](int64_t r) { return rows_[r].recurrent; });
-      of_states_.Add(d_.get(), count_, panel);
-      if (a_.recurrent) CopyPanel(panel, [&](int64_t r) { return rows_[r].projected; });
-      of_inputs_.Add(d_.get(), count_, panel);
+      of_states_.Add(d_.get(), panel);
+      if (a_.recurrent) {  // else the adjoints of both products are the same
+        if (shares_.is_first) of_states_.AddColumns(d_.get(), count_, panel);
+        CopyPanel(panel, [&](int64_t r) { return rows_[r].projected; });
+      }
+      of_inputs_.Add(d_.get(), panel);
+      if (shares_.is_first) of_inputs_.AddColumns(d_.get(), count_, panel);
       if (layer_.inputs_are == kIds && shares_.is_first) AddToRowsOfWeights(panel);
     }
     count_ = 0;

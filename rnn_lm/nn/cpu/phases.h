@@ -13,11 +13,9 @@ namespace rnn_lm {
 
 using Phases = std::vector<std::function<void(int64_t)>>;
 
-// Calls phase(part) for all parts of a phase before the next one begins, on
-// this thread and those of the pool that are free, whenever they come. Each
-// takes parts of its own number first, which may be in its cache. Nobody waits
-// for a part that nobody has begun, so that calls on a full pool cannot wait
-// for each other.
+// Calls phase(part) for all parts of a phase before the next one begins, on this thread and those of the pool that are
+// free, whenever they come. Each takes parts of its own number first, which may be in its cache. Nobody waits for a
+// part that nobody has begun, so that calls on a full pool cannot wait for each other.
 template <typename Pool>
 void RunPhases(Pool pool, int64_t parts, const Phases& phases) {
   struct State {
@@ -39,8 +37,7 @@ void RunPhases(Pool pool, int64_t parts, const Phases& phases) {
         state->done.fetch_add(1, std::memory_order_acq_rel);
       }
       if (phase + 1 == count && self != 0) return;
-      // Awake for a while, as to wake a thread takes long; then in turns with
-      // other programs.
+      // Awake for a while, as to wake a thread takes long; then in turns with other programs.
       for (int64_t turns = 0; state->done.load(std::memory_order_acquire) < (phase + 1) * parts; ++turns) {
         if (turns < 4000) {
 #if defined(__x86_64__)

@@ -1,5 +1,4 @@
-// The functions that XLA calls: the arrays of a call, checked, and what is done
-// with them.
+// The functions that XLA calls: the arrays of a call, checked, and what is done with them.
 
 #include <algorithm>
 #include <initializer_list>
@@ -14,14 +13,13 @@ namespace ffi = xla::ffi;
 namespace rnn_lm {
 namespace {
 
-// The arrays of a call, by position. Python has checked all shapes before; what
-// it overlooked must not become a read or a write past an array's end.
+// The arrays of a call, by position. Python has checked all shapes before; what it overlooked must not become a read or
+// a write past an array's end.
 class Arguments {
  public:
   Arguments(ffi::RemainingArgs in, ffi::RemainingRets out) : in_(in), out_(out) {}
 
-  // The data of the next argument or result; null, and no elements, where it is
-  // not needed.
+  // The data of the next argument or result; null, and no elements, where it is not needed.
   template <typename T = float>
   const T* In(const char* what, bool needed, std::initializer_list<int64_t> shape) {
     const ffi::AnyBuffer buffer = *in_.get<ffi::AnyBuffer>(next_in_++);

@@ -44,10 +44,10 @@ class Layer(NamedTuple):
 
     def projected(self) -> Array:
         """`x w_xh + b_h`."""
-        inputs = without_padding(self.inputs, self.controls)
         if not self.input_weights:
-            return inputs
+            return self.inputs
         w_xh, b_h = self.input_weights
+        inputs = without_padding(self.inputs, self.controls)
         ids = jnp.issubdtype(inputs.dtype, jnp.integer)
         z = rows_of(w_xh, inputs) if ids else product(inputs, w_xh, None)
         return z + along_last(b_h, z)
