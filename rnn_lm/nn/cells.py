@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from rnn_lm.nn.activations import ACTIVATIONS, activated, sigmoid, standardized
 from rnn_lm.nn.arrays import along_last
-from rnn_lm.nn.cell import Cell, CellOptions, Draws, Gates, OptionalParam, State
+from rnn_lm.nn.cell import Cell, CellOptions, Draws, Gates, OptionalParam, State, overrides
 from rnn_lm.nn.registry import register_cell
 
 
@@ -172,3 +172,12 @@ class LSTMCell(Cell):
         # Two arrays, not one twice: a buffer cannot be donated twice.
         c, h = (super(LSTMCell, self).initialize_carry(input_shape, rngs, carry_init) for _ in range(2))
         return LSTMState(c, h)
+
+
+def kind_of(cell: Cell) -> str | None:
+    """Whose gates a cell has, without layer normalisation: "gru", "lstm" or an `ElmanCell`'s activation; else None."""
+    if overrides(cell, "gates", "output", "_normalized") or cell.scale_h is not None:
+        return None
+    if isinstance(cell, ElmanCell):
+        return cell.activation
+    return next((name for name, cls in (("gru", GRUCell), ("lstm", LSTMCell)) if isinstance(cell, cls)), None)

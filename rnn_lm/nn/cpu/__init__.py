@@ -3,7 +3,7 @@
 `RNN_LM_NATIVE=0` in the environment, looked at each time a program is traced, turns it off.
 """
 
-from rnn_lm.nn.cpu.choice import is_in
+from rnn_lm.nn.choice import is_in
 from rnn_lm.nn.cpu.library import build, is_available, is_wanted, version, why_not
 from rnn_lm.nn.cpu.recurrence import Layer, accelerated, is_for
 

@@ -13,13 +13,14 @@ from jaxtyping import Array
 
 from rnn_lm.nn.arrays import Carry, Tree, alike, along_last, is_sharded, product, rows_of
 from rnn_lm.nn.cell import Cell, overrides
-from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
+from rnn_lm.nn.cells import GRUCell, kind_of
+from rnn_lm.nn.choice import choice
 from rnn_lm.nn.controls import Controls, without_padding
-from rnn_lm.nn.cpu.choice import machine_code
+from rnn_lm.nn.cpu.library import is_available
 from rnn_lm.nn.scan import projections
 
 # `enum Cell` of the source, and `enum Inputs`.
-NUMBERS = {"tanh": 0, "relu": 1, "identity": 2, GRUCell: 3, LSTMCell: 4}
+NUMBERS = {"tanh": 0, "relu": 1, "identity": 2, "gru": 3, "lstm": 4}
 VECTORS, IDS, READY = 0, 1, 2
 
 
@@ -58,9 +59,8 @@ def is_for(cell: Cell, layer: Layer) -> bool:
 
     Shapes are taken for checked.
     """
-    own = overrides(cell, "gates", "output", "_normalized") or cell.scale_h is not None
     only_b_hn = len(jax.tree.leaves(layer.small)) == isinstance(cell, GRUCell)  # the gates read nothing else
-    plain = not own and only_b_hn and _kind(cell) in NUMBERS
+    plain = kind_of(cell) in NUMBERS and only_b_hn
     arrays = jax.tree.leaves(layer)
     floats = [a for a in jax.tree.leaves(layer._replace(controls={})) if not jnp.issubdtype(a.dtype, jnp.integer)]
     dtypes = {jnp.dtype(cell.dtype or jnp.float32), *(a.dtype for a in floats)}
@@ -70,16 +70,10 @@ def is_for(cell: Cell, layer: Layer) -> bool:
     return plain and dtypes == {jnp.dtype(jnp.float32)} and sequences and whole
 
 
-def _kind(cell: Cell) -> Any:
-    """Its key in `NUMBERS`; None for another cell."""
-    if isinstance(cell, ElmanCell):
-        return cell.activation
-    return next((cls for cls in (GRUCell, LSTMCell) if isinstance(cell, cls)), None)
-
-
 def accelerated(reference: Callable, cell: Cell, reverse: bool) -> Callable:
     """`reference(layer) → (last carry, all carries, zeros past the ends)` and its gradient by the machine code."""
-    kernels = _Kernels(reference, _kind(cell), cell.hidden_features, reverse)
+    kernels = _Kernels(reference, kind_of(cell), cell.hidden_features, reverse)
+    machine_code = partial(choice, platform="cpu", is_ready=is_available)
     values = machine_code(lambda layer: kernels.forward(layer, saving=False)[0], reference)
     values_and_saved = machine_code(
         partial(kernels.forward, saving=True),
@@ -118,13 +112,13 @@ class _Kernels:
         """The last carry and all carries, and what the way back needs to know of the gates."""
         steps, batch = layer.inputs.shape[:2]
         one, every = (batch, self.hidden_features), (steps, batch, self.hidden_features)
-        c_shapes = [every, one] if self.kind is LSTMCell else [(0,), (0,)]
+        c_shapes = [every, one] if self.kind == "lstm" else [(0,), (0,)]
         results = [every, c_shapes[0], self.saved_shape(layer) if saving else (0,), one, c_shapes[1]]
         hs, cs, saved, h, c = self._call("rnn_lm_forward", layer, results=results)
         return (self._carry(h, c, layer.carry), self._carry(hs, cs, layer.carry)), saved
 
     def saved_shape(self, layer: Layer) -> tuple[int, ...]:
-        return (*layer.inputs.shape[:2], 4 * self.hidden_features if self.kind in (GRUCell, LSTMCell) else 0)
+        return (*layer.inputs.shape[:2], 4 * self.hidden_features if self.kind in ("gru", "lstm") else 0)
 
     def gradient(
         self, layer: Layer, states: Carry, saved: Array, d_last: Carry, d_states: Carry, asked: tuple
@@ -180,15 +174,15 @@ class _Kernels:
 
     def _weights(self, layer: Layer) -> list[Array]:
         input_weights = layer.input_weights or (_none(), _none())
-        return [*input_weights, layer.w_hh, *(layer.small.values() if self.kind is GRUCell else [_none()])]
+        return [*input_weights, layer.w_hh, *(layer.small.values() if self.kind == "gru" else [_none()])]
 
     def _h_and_c(self, carry: Carry) -> list[Array]:
         """Both states. Those that are not there have no elements."""
-        h, c = (carry[1], carry[0]) if self.kind is LSTMCell and carry is not None else (carry, None)
+        h, c = (carry[1], carry[0]) if self.kind == "lstm" and carry is not None else (carry, None)
         return [_none() if x is None else x for x in (h, c)]
 
     def _carry(self, h: Array, c: Array, like: Carry) -> Carry:
-        return jax.tree.unflatten(jax.tree.structure(like), [c, h] if self.kind is LSTMCell else [h])
+        return jax.tree.unflatten(jax.tree.structure(like), [c, h] if self.kind == "lstm" else [h])
 
 
 def _is_asked(layer: Layer, asked: tuple) -> bool:

@@ -5,21 +5,24 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jaxtyping import Array
 
 from rnn_lm.nn.arrays import Tree, alike
-from rnn_lm.nn.cpu.library import is_available
 
 _choice = Primitive("rnn_lm_machine_code")
 _choice.multiple_results = True
 
 
-def machine_code(fast: Callable, slow: Callable) -> Callable:
-    """`fast`, which calls the library, where a program is lowered for a CPU and the library is there; else `slow`.
+def choice(
+    fast: Callable, slow: Callable, *, platform: str, is_ready: Callable[[], bool], many: Callable | None = None
+) -> Callable:
+    """`fast` where a program is lowered for the platform, "cpu" or "cuda", and it is ready; else `slow`.
 
-    Where it is to be mapped or differentiated, `slow` stands in for it too.
+    Where it is to be differentiated, `slow` stands in for it. So it does where it is to be mapped, unless there is a
+    `many(size)`, which takes and returns arrays that all have the mapped axis first.
     """
 
     def chosen(*arguments: Tree) -> Tree:
@@ -30,7 +33,8 @@ def machine_code(fast: Callable, slow: Callable) -> Callable:
             return jax.tree.leaves(f(*jax.tree.unflatten(tree, leaves)))
 
         results = tuple((kind.shape, kind.dtype) for kind in kinds)
-        made = _choice.bind(*flat, fast=partial(of_leaves, fast), slow=partial(of_leaves, slow), results=results)
+        ways = {"fast": partial(of_leaves, fast), "slow": partial(of_leaves, slow)}
+        made = _choice.bind(*flat, **ways, results=results, platform=platform, is_ready=is_ready)
         return jax.tree.unflatten(made_tree, alike((made, flat))[0])
 
     mapped = jax.custom_batching.custom_vmap(chosen)
@@ -38,7 +42,13 @@ def machine_code(fast: Callable, slow: Callable) -> Callable:
     @mapped.def_vmap
     def _(size: int, is_mapped: Tree, *arguments: Tree) -> tuple[Tree, Tree]:
         axes = jax.tree.map(lambda mapped: 0 if mapped else None, is_mapped)
-        made = jax.vmap(slow, axes, axis_size=size)(*arguments)
+        fast_many = many(size) if many is not None else None
+        if fast_many is None:
+            made = jax.vmap(slow, axes, axis_size=size)(*arguments)
+        else:
+            spread = lambda mapped, x: x if mapped else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
+            arguments = jax.tree.map(spread, tuple(is_mapped), arguments)
+            made = choice(fast_many, jax.vmap(slow), platform=platform, is_ready=is_ready)(*arguments)
         return made, jax.tree.map(lambda _: True, made)
 
     function = jax.custom_jvp(mapped)
@@ -65,11 +75,21 @@ def _(*arguments: Array, **options: Any) -> Any:
     return jax.jit(partial(_choice.bind, **options))(*arguments)
 
 
-def _lower(ctx: Any, *operands: Any, fast: Callable, slow: Callable, results: tuple, platform: str) -> Any:
+def _lower(
+    here: str,
+    ctx: Any,
+    *operands: Any,
+    fast: Callable,
+    slow: Callable,
+    results: tuple,
+    platform: str,
+    is_ready: Callable,
+) -> Any:
     del results
-    way = fast if platform == "cpu" and is_available() else slow
+    way = fast if platform == here and is_ready() else slow
     return mlir.lower_fun(way, multiple_results=True)(ctx, *operands)
 
 
-mlir.register_lowering(_choice, partial(_lower, platform="other"))
-mlir.register_lowering(_choice, partial(_lower, platform="cpu"), platform="cpu")
+mlir.register_lowering(_choice, partial(_lower, "other"))
+for _platform in ("cpu", "cuda"):
+    mlir.register_lowering(_choice, partial(_lower, _platform), platform=_platform)
