@@ -45,8 +45,10 @@ def fused_scan(
     fixed = {i: leaf for i, leaf in read.items() if i not in small}
     is_learned = bool(controls) and overrides(cell, "initialize_carry")
     scan = _Scan(pieces.shapes(), cell.dtype, reverse, is_learned)
-    run = jax.custom_vjp(scan.values)
-    run.defvjp(scan.forward, scan.backward)
+    run = native.on_gpu(scan, cell, small, carry, projected, controls)
+    if run is None:
+        run = jax.custom_vjp(scan.values)
+        run.defvjp(scan.forward, scan.backward)
 
     def by_scan() -> tuple[Carry, Carry, Array]:
         projected = projections(cell, without_padding(inputs, controls))

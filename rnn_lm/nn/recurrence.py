@@ -5,6 +5,7 @@ The cell and the options decide who computes it:
 | who | for |
 |---|---|
 | `cpu`, machine code | the three cells and their controls, on a CPU: float32, one batch axis, several steps |
+| `gpu`, kernels | the same, on a Hopper GPU: float32 or bfloat16, up to about 512 units |
 | `fused_scan` | a `Cell` whose step is `gates` of one product, unless backward="autodiff" |
 | `plain_scan` | any other cell |
 | `in_blocks` of one of these | remat |
@@ -83,7 +84,7 @@ def unroll(
     lowest = (cell.cells[0], carry[0]) if of_layers else (cell, carry)  # type: ignore[attr-defined]
     check_values(*lowest, *given[:2])
     graphdef, state = nnx.split(cell)
-    options = _Options(reverse, remat, backward, return_carries, native.is_wanted())
+    options = _Options(reverse, remat, backward, return_carries, native.wanted())
     run: Any = _compiled if _is_hashable(graphdef) else _unroll
     with jax.named_scope("recurrence"):
         made, outputs, changed = run(graphdef, options, state, carry, *given, key, truncation)
@@ -101,7 +102,7 @@ class _Options:
     remat: int | Literal["sqrt"] | None
     backward: str
     return_carries: bool
-    with_machine_code: bool  # here so that a change of it traces a new program
+    wanted: tuple[bool, bool]  # machine code and kernels: here so that a change of it traces a new program
 
 
 def _unroll(
