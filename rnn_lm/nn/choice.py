@@ -22,7 +22,7 @@ def choice(
     """`fast` where a program is lowered for the platform, "cpu" or "cuda", and it is ready; else `slow`.
 
     Where it is to be differentiated, `slow` stands in for it. So it does where it is to be mapped, unless there is a
-    `many(size)`, which takes and returns arrays that all have the mapped axis first.
+    `many(size)`, which takes and returns arrays that all have the mapped axis first, and it is not None.
     """
 
     def chosen(*arguments: Tree) -> Tree:

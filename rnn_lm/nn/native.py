@@ -36,4 +36,4 @@ def version() -> str:
 
 def on_gpu(scan: Any, *layer: Any) -> Any:
     """The scan by kernels for the GPU that is here, differentiable; None without."""
-    return gpu.run_of(scan, *layer) if gpu is not None and gpu.is_wanted() else None
+    return gpu.run_of(scan, *layer) if wanted()[1] else None

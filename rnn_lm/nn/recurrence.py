@@ -5,7 +5,7 @@ The cell and the options decide who computes it:
 | who | for |
 |---|---|
 | `cpu`, machine code | the three cells and their controls, on a CPU: float32, one batch axis, several steps |
-| `gpu`, kernels | the same, on a Hopper GPU: float32 or bfloat16, up to about 512 units |
+| `gpu`, kernels | the same, on a Hopper GPU, if asked for: float32 or bfloat16, if the layer fits on the chip |
 | `fused_scan` | a `Cell` whose step is `gates` of one product, unless backward="autodiff" |
 | `plain_scan` | any other cell |
 | `in_blocks` of one of these | remat |

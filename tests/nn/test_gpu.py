@@ -1,4 +1,7 @@
-"""The kernels for GPUs: in Pallas's interpreter on any machine, and on the device where there is one."""
+"""The kernels for GPUs: in Pallas's interpreter on any machine, and on the device where there is one.
+
+The interpreter knows no semaphores: there blocks wait for each other at barriers of a cluster.
+"""
 
 import dataclasses
 import os
@@ -98,7 +101,7 @@ def test_interpreted_kernels_equal_the_scan(kind, hidden, batch, options):
         want_adjoints = scan.backward(saved, cotangents)
         small, _, carry, projected, *_, controls = arguments
         plan = plan_for(CORES, scan, cell, small, carry, projected, controls)
-        kernels = Kernels(scan, cell, plan)
+        kernels = Kernels(scan, plan)
         plan = dataclasses.replace(plan, interpreted=True, members=members)
 
         def beside_others(x):  # the last member is the one that is compared
@@ -121,7 +124,8 @@ def test_plans_fit_on_the_chip():
     assert plan_of("gru", batch=4096, hidden=128, terms=1, **layer).in_cluster  # 256 blocks are too many at once
     assert plan_of("gru", batch=64, hidden=512, terms=1, **layer).blocks == 32
     assert plan_of("gru", batch=4096, hidden=512, terms=1, **layer) is None  # 2048 blocks, 32 of a tile
-    assert plan_of("lstm", batch=64, hidden=1024, terms=1, **layer) is None  # w_hh has 16 MiB
+    assert plan_of("lstm", batch=64, hidden=512, terms=2, **layer) is None  # two terms of w_hh have 8 MiB
+    assert plan_of("tanh", batch=64, hidden=513, terms=1, **layer) is None
     assert not dataclasses.replace(plan_of("gru", batch=64, hidden=512, terms=1, **layer), members=9).runs
 
 
@@ -153,11 +157,16 @@ def test_rounding_is_to_the_nearest_number_of_11_bits():
     ulp = 2.0 ** (np.floor(np.log2(np.abs(x))) - 10)
     np.testing.assert_array_equal(rounded(jnp.asarray(x)), np.round(x / ulp) * ulp)
     assert abs(np.mean((rounded(x) - x) / x)) < 3e-5  # cutting off would be 2.4e-4 on the average
+    kept = np.array([0x7FFFFFFF, 0x7FC00000, 0x7F800000, 0xFF800000, 0], np.uint32).view(np.float32)  # NaN, ±inf, 0
+    np.testing.assert_array_equal(rounded(jnp.asarray(kept)), kept)
 
 
 def test_there_are_no_kernels_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(gpu, "is_possible", lambda: True)
     monkeypatch.delitem(os.environ, "RNN_LM_GPU_KERNELS", raising=False)
     assert native.on_gpu(None) is None
+    monkeypatch.setitem(os.environ, "RNN_LM_GPU_KERNELS", "1")
+    assert gpu.is_wanted() and native.wanted()[1]
 
 
 def gradient(cell, x, carry, members=0, **options):
@@ -175,7 +184,13 @@ def gradient(cell, x, carry, members=0, **options):
         params, carry = jax.tree.map(lambda a: a * scale.reshape(-1, *(1,) * a.ndim), (params, carry))
         run = jax.vmap(run, (0, 0, None))
     compiled = jax.jit(run).lower(params, carry, x).compile()
-    return jax.device_get(compiled(params, carry, x)), compiled.as_text().count('custom_call_target="mosaic_gpu')
+    kernels = compiled.as_text().count('custom_call_target="mosaic_gpu')
+    return [jax.device_get(compiled(params, carry, x)) for _ in range(12 if kernels else 1)], kernels
+
+
+def states_and_d_carry(made):
+    (_, states), (_, d_carry, _) = made
+    return states, d_carry
 
 
 @on_device
@@ -183,6 +198,7 @@ def gradient(cell, x, carry, members=0, **options):
     "kind, hidden, batch, options",
     [
         ("tanh", 64, 5, {}),
+        ("tanh", 512, 40, {}),  # was wrong from the second run on
         ("gru", 128, 100, {"resets": True}),
         ("gru", 128, 2048, {}),
         ("gru", 128, 4096, {"resets": True}),  # clusters
@@ -210,12 +226,12 @@ def test_on_the_device_kernels_equal_the_scan(kind, hidden, batch, options, monk
     for on, precision in (("0", "highest"), ("0", "high"), ("1", "high" if tf32 else "highest")):
         monkeypatch.setitem(os.environ, "RNN_LM_GPU_KERNELS", on)
         with jax.default_matmul_precision(precision):
-            found[on, precision], kernels = gradient(cell, x, carry, **options)
+            (first, *again), kernels = gradient(cell, x, carry, **options)
             assert kernels == (2 if on == "1" else 0)
-            if on == "1":  # states and their adjoints have the same bits again
-                again, _ = gradient(cell, x, carry, **options)
-                assert max(errors(again[0][1], found[on, precision][0][1])) == 0
-                assert max(errors(again[1][1], found[on, precision][1][1])) == 0
+            for other in again:
+                assert max(errors(states_and_d_carry(other), states_and_d_carry(first))) == 0
+                assert max(errors(other, first)) < 1e-6  # XLA may add in another order
+            found[on, precision] = first
     exact = found["0", "highest"]
     if tf32:
         assert max(errors(found["1", "high"], exact)) < 1.5 * max(errors(found["0", "high"], exact))

@@ -1,8 +1,7 @@
 """The recurrence as kernels for NVIDIA's Hopper GPUs (H100, H200). Without them the scan does everything.
 
 `RNN_LM_GPU_KERNELS=1` in the environment, looked at each time a program is traced, turns them on. They are off unless
-asked for: a fault in how blocks wait for each other was found on the last day that a GPU was at hand, and its repair
-has not run on one.
+asked for: one size gave wrong gradients, for a reason that is not known (benchmarks/NOTES.md).
 """
 
 import os
@@ -28,7 +27,7 @@ def run_of(scan: Any, cell: Any, *layer: Any) -> Any:
     from rnn_lm.nn.gpu import recurrence  # Pallas takes a second to import
 
     plan = recurrence.plan_for(cores(), scan, cell, *layer)
-    return None if plan is None else recurrence.Kernels(scan, cell, plan).run()
+    return None if plan is None else recurrence.Kernels(scan, plan).run()
 
 
 def cores() -> int:

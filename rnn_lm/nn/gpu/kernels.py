@@ -30,6 +30,8 @@ ROWS = 64  # of a tile: the height of the tensor cores' product
 MOST_IN_CLUSTER = 8  # blocks, on every GPU that has clusters
 SHARED = 227 * 1024 - 2048  # bytes for one block
 WIDEST = 256  # columns of one product
+LARGEST = 512  # units of a layer: no larger one was tried
+MOST_GATES = 192, 128  # units times gates of a block alone, and of one among others: what the registers hold
 UNITS = 64, 32, 16  # of one block, the best first
 
 
@@ -51,7 +53,7 @@ class Kind(NamedTuple):
     states: int
     reads: tuple[int, ...]  # the states that `pull` reads
     new: Callable  # state, parts → state
-    pull: Callable  # state, parts, adjoints of the new state → those of the state but through h w_hh, and of the parts
+    pull: Callable  # state, parts, adjoints of the new state → those of the state, without h w_hh; those of the parts
 
     @property
     def splits(self) -> bool:
@@ -184,9 +186,9 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        size = jnp.dtype(self.dtype).itemsize
-        back = self._weights() + ROWS * self.units * (4 * self.fetched + size * self.terms * self.cell.gates)
-        return self.slots > 0 and back <= SHARED
+        size, most = jnp.dtype(self.dtype).itemsize, dataclasses.replace(self, adjoints=self.cell.states).fetched
+        back = self._weights() + ROWS * self.units * (4 * most + size * self.terms * self.cell.gates)
+        return self.hidden <= LARGEST and self.slots > 0 and back <= SHARED
 
     @property
     def runs(self) -> bool:
@@ -203,7 +205,7 @@ def plan_of(kind: str, *, steps: int, batch: int, hidden: int, **options: Any) -
     for units in UNITS:
         padded = -(-hidden // max(units, 32)) * max(units, 32)
         plan = Plan(kind, steps, tiles, padded, units, **options)
-        if plan.fits and plan.runs and cell.gates * units <= (192 if plan.blocks == 1 else 128):
+        if plan.fits and plan.runs and cell.gates * units <= MOST_GATES[plan.blocks > 1]:
             return plan
     return None
 
@@ -229,7 +231,8 @@ def terms_of(x: Array, plan: Plan) -> list[Array]:
 def rounded(x: Array) -> Array:
     """A float32 to the 11 bits that tensor cores read of it, to nearest: they would cut the others off."""
     bits = lax.bitcast_convert_type(x, jnp.int32) + 0x1000
-    return lax.bitcast_convert_type(bits & ~0x1FFF, jnp.float32)
+    nearest = lax.bitcast_convert_type(bits & ~0x1FFF, jnp.float32)
+    return jnp.where(x == x, nearest, x)  # the sum turns a GPU's NaN, 0x7fffffff, into −0
 
 
 def _fence(instruction: str) -> None:
@@ -285,7 +288,8 @@ class Tile(NamedTuple):
     def tell(self) -> None:
         """What this block has written to the exchange may be read.
 
-        Each thread waits for its own writes. When only the one that signals did, rows were wrong at H 512 in float32.
+        Each thread waits for its own writes, not only the one that signals. This is a guess at the cause of wrong rows
+        that were seen at one size (benchmarks/NOTES.md); it has not run on a GPU.
         """
         _fence("fence.acq_rel.gpu;")
         if self.barrier is not None:
@@ -399,7 +403,7 @@ def _run(
         *scratch,
         shared(copies, ROWS, plan.units, jnp.float32),
         plgpu.Barrier(),
-        plgpu.Barrier(num_barriers=max(plan.slots, 1)),
+        plgpu.Barrier(num_barriers=plan.slots),
         plgpu.Barrier(num_arrivals=copies),
     ]
     if plan.interpreted and many:
@@ -411,8 +415,8 @@ def _run(
         has_semaphore = many and not barrier
         semaphore = pl.get_global(plgpu.SemaphoreType.REGULAR((plan.members * plan.tiles,))) if has_semaphore else None
         exchange = made[-1] if many else None
-        signed = barrier[0] if barrier else None
-        tile = Tile(plan, kept, factors, fetched, arrived, ready, signed, semaphore, exchange)
+        of_cluster = barrier[0] if barrier else None
+        tile = Tile(plan, kept, factors, fetched, arrived, ready, of_cluster, semaphore, exchange)
         for k in range(kept.shape[0]):
             plgpu.copy_gmem_to_smem(source.at[tile.member(), lax.axis_index("block"), k], kept.at[k], loaded)
             plgpu.barrier_wait(loaded)

@@ -20,13 +20,13 @@ from rnn_lm.nn.gpu.kernels import KINDS, ROWS, Plan
 
 
 class Kernels:
-    """`values`, `forward` and `backward` of a `fused._Scan`, which stands in where they cannot be.
+    """What a `fused._Scan` computes, which stands in where the kernels cannot be.
 
     Inside, all arrays have an axis of members first.
     """
 
-    def __init__(self, scan: Any, cell: Cell, plan: Plan):
-        self.scan, self.plan, self.dtype = scan, plan, cell.dtype
+    def __init__(self, scan: Any, plan: Plan):
+        self.scan, self.plan = scan, plan
         self.values = self._choice(partial(self.made, saving=False), lambda arguments: (scan.values(*arguments), None))
         self._saving = self._choice(partial(self.made, saving=True), self._plain_saving)
         self._pull = self._choice(self.pulled, self._plain_pull)
@@ -104,11 +104,11 @@ class Kernels:
         """The gradients of the small parameters and of w_hh, of one member."""
         before = jax.tree.map(partial(shifted, reverse=self.plan.reverse), carry, carries)
         h = self._states(jax.vmap(partial(enter, initial=initial))(before, controls))[0]
-        d_w_hh = summed_product(h, d_projected, w_hh, self.dtype)
+        d_w_hh = summed_product(h, d_projected, w_hh, self.scan.dtype)
         if not d_hn:
             return {}, d_w_hh
         hidden = w_hh.shape[0]
-        d_w_hn = summed_product(h, d_hn[0], w_hh[:, -hidden:], self.dtype)
+        d_w_hn = summed_product(h, d_hn[0], w_hh[:, -hidden:], self.scan.dtype)
         return {i: d_hn[0].sum((0, 1)) for i in small}, jnp.concatenate([d_w_hh[:, :-hidden], d_w_hn], axis=1)
 
     def _plain_pull(self, arguments: tuple, carries: Carry, parts: Array, cotangents: tuple) -> tuple:
