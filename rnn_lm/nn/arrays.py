@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -105,6 +106,16 @@ def alike(tree: Tree) -> Tree:
 def shifted(first: Array, carries: Array, *, reverse: bool) -> Array:
     """The carry before each step, given the first carry and the carries after each step."""
     return jnp.concatenate([carries[1:], first[None]] if reverse else [first[None], carries[:-1]])
+
+
+def known(cotangents: Tree) -> Tree:
+    """The cotangents that a backward function gets, with None where JAX knows them to be zero."""
+    return jax.tree.map(lambda d: None if isinstance(d, SymbolicZero) else d, cotangents)
+
+
+def or_zeros(tree: Tree, like: Tree) -> Tree:
+    """The tree, with zeros where it has None."""
+    return jax.tree.map(lambda x, y: jnp.zeros_like(y) if x is None else x, tree, like, is_leaf=lambda x: x is None)
 
 
 def rows(x: Array) -> Array:

@@ -24,8 +24,9 @@ if jax.__version_info__ < (0, 11):
 
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from rnn_lm.nn.gpu.kernels import plan_of, rounded
+from rnn_lm.nn.gpu.plan import plan_of
 from rnn_lm.nn.gpu.recurrence import Kernels, plan_for
+from rnn_lm.nn.gpu.tile import rounded
 
 CELLS = {"gru": GRUCell, "lstm": LSTMCell}
 D = 5

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import Carry, Tree, alike, along_last, is_sharded, product, rows_of
+from rnn_lm.nn.arrays import Carry, Tree, alike, along_last, is_sharded, known, or_zeros, product, rows_of
 from rnn_lm.nn.cell import Cell, overrides
 from rnn_lm.nn.cells import GRUCell, kind_of
 from rnn_lm.nn.choice import choice
@@ -89,9 +88,8 @@ def accelerated(reference: Callable, cell: Cell, reverse: bool) -> Callable:
 
     def backward(residuals: tuple, adjoints: tuple[Carry, Carry]) -> tuple[Layer]:
         layer, states, saved, asked = residuals
-        is_zero = lambda d: isinstance(d, SymbolicZero)  # noqa: E731
-        d_last = jax.tree.map(lambda d, x: jnp.zeros_like(x) if is_zero(d) else d, adjoints[0], layer.carry)
-        d_states = jax.tree.map(lambda d: None if is_zero(d) else d, adjoints[1])
+        d_last, d_states = known(adjoints)
+        d_last = or_zeros(d_last, layer.carry)
         return (pullback(layer, states, saved, d_last, d_states, asked)._replace(controls=None),)
 
     run = jax.custom_vjp(values)
@@ -150,8 +148,7 @@ class _Kernels:
     ) -> Layer:
         """`gradient` by JAX."""
         del saved
-        is_none = lambda d: d is None  # noqa: E731
-        d_states = jax.tree.map(lambda d, x: jnp.zeros_like(x) if is_none(d) else d, d_states, states, is_leaf=is_none)
+        d_states = or_zeros(d_states, states)
         floats, fixed = layer._replace(controls={}), {"controls": layer.controls, "inputs": layer.inputs}
         if _is_asked(layer, asked):
             del fixed["inputs"]

@@ -7,16 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import Carry, Tree, is_sharded, shifted, summed_product
+from rnn_lm.nn.arrays import Carry, Tree, is_sharded, known, or_zeros, shifted, summed_product
 from rnn_lm.nn.cell import Cell
 from rnn_lm.nn.cells import kind_of
 from rnn_lm.nn.choice import choice
 from rnn_lm.nn.controls import Controls, enter
 from rnn_lm.nn.gpu import kernels
-from rnn_lm.nn.gpu.kernels import KINDS, ROWS, Plan
+from rnn_lm.nn.gpu.plan import KINDS, ROWS, Plan, plan_of
 
 
 class Kernels:
@@ -54,8 +53,8 @@ class Kernels:
         return made, (arguments, made[1], parts)
 
     def _backward(self, saved: tuple, cotangents: tuple[Carry, Carry]) -> tuple:
-        last, carries = jax.tree.map(lambda d: None if isinstance(d, SymbolicZero) else d, cotangents)
-        last = _or_zeros(last, saved[0][2])
+        last, carries = known(cotangents)
+        last = or_zeros(last, saved[0][2])
         return *self._pull(*saved, (last, carries)), None, None
 
     def made(self, plan: Plan, arguments: tuple, *, saving: bool) -> tuple[tuple[Carry, Carry], Any]:
@@ -113,7 +112,7 @@ class Kernels:
 
     def _plain_pull(self, arguments: tuple, carries: Carry, parts: Array, cotangents: tuple) -> tuple:
         del parts
-        cotangents = cotangents[0], _or_zeros(cotangents[1], carries)
+        cotangents = cotangents[0], or_zeros(cotangents[1], carries)
         *floats, initial, fixed, controls = arguments
         run = lambda *floats: self.scan.values(*floats, fixed, controls)  # noqa: E731
         *made, d_initial = jax.vjp(run, *floats, initial)[1](cotangents)
@@ -157,11 +156,6 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
-def _or_zeros(tree: Tree, like: Tree) -> Tree:
-    """The tree, with zeros where there is None."""
-    return jax.tree.map(lambda x, y: jnp.zeros_like(y) if x is None else x, tree, like, is_leaf=_is_none)
-
-
 def plan_for(
     cores: int, scan: Any, cell: Cell, small: Tree, carry: Carry, projected: Any, controls: Controls
 ) -> Plan | None:
@@ -186,7 +180,7 @@ def plan_for(
     masks = {"resets": "resets" in controls, "valid": "valid" in controls}
     terms = terms if dtype == jnp.float32 else 1
     layer = {"steps": steps, "batch": batch, "hidden": cell.hidden_features, "reverse": scan.reverse}
-    return kernels.plan_of(kind, **layer, **masks, dtype=dtype, terms=terms, cores=cores)
+    return plan_of(kind, **layer, **masks, dtype=dtype, terms=terms, cores=cores)
 
 
 def _terms() -> int:
