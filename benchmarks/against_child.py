@@ -24,7 +24,6 @@ def training(vocab_size: int, hidden: int, batch: int, steps: int, **options: An
     import optax
     from flax import nnx
 
-    from rnn_lm import cross_entropy
     from rnn_lm.nn.models import RNNLM
 
     model = RNNLM(vocab_size, hidden, rngs=nnx.Rngs(0), **options)
@@ -33,8 +32,9 @@ def training(vocab_size: int, hidden: int, batch: int, steps: int, **options: An
     inputs, labels = np.random.default_rng(0).integers(0, vocab_size, (2, steps, batch), dtype=np.int32)
 
     def loss(params, carry):
-        carry, logits = nnx.merge(graphdef, params)(carry, inputs)
-        return cross_entropy(logits, labels).mean(), carry
+        model = nnx.merge(graphdef, params)
+        carry, h = model.hidden(carry, inputs)
+        return model.mean_nll(h, labels), carry
 
     def step(_, state):
         params, opt_state, carry = state

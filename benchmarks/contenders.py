@@ -28,8 +28,9 @@ def ours(shape: Shape) -> tuple[Any, Any, Loss]:
     graphdef, params = nnx.split(model, nnx.Param)
 
     def loss(params, carry, inputs, labels):
-        carry, logits = nnx.merge(graphdef, params)(carry, inputs)
-        return cross_entropy(logits, labels).mean(), carry
+        model = nnx.merge(graphdef, params)
+        carry, h = model.hidden(carry, inputs)
+        return model.mean_nll(h, labels), carry
 
     return params, model.initialize_carry(shape.batch), loss
 

@@ -1,5 +1,6 @@
-// Random layers through the kernels, cut for 1, 2, 5 and 64 threads: the same bits, and nothing that is not a number.
-// Arrays are as large as they have to be and no larger, and what must not be looked at is NaN or an absurd number.
+// Random recurrent and output layers through the kernels, cut for 1, 2, 5 and 64 threads: the same bits, and nothing
+// that is not a number. Arrays are as large as they have to be and no larger, and what must not be looked at is NaN or
+// an absurd number.
 
 #include <condition_variable>
 #include <cstdio>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "layer.h"
+#include "output.h"
 
 using namespace rnn_lm;
 
@@ -167,34 +169,84 @@ struct Case {
   }
 };
 
+struct OutputCase {
+  Output output{};
+  unsigned asked;  // a bit for each gradient
+  std::vector<int32_t> labels;
+  Floats h, w, b, weights;
+
+  explicit OutputCase(int seed) {
+    std::mt19937 random(seed);
+    const auto pick = [&](std::initializer_list<int64_t> of) { return of.begin()[random() % of.size()]; };
+    const auto drawn = [&](int64_t count) {
+      Floats made(count);
+      for (float& f : made) f = std::uniform_real_distribution<float>(-2.0f, 2.0f)(random);
+      return made;
+    };
+    Output& o = output;
+    o.rows = pick({0, 1, 3, 97, 530, 1100}), o.n = pick({1, 5, 40, 270}), o.v = pick({1, 7, 28, 100, 1500});
+    o.tied = random() % 2;
+    h = drawn(o.rows * o.n), w = drawn(o.n * o.v), b = drawn(o.v), weights = drawn(random() % 3 ? o.rows : 0);
+    for (int64_t i = 0; i < o.rows; ++i) labels.push_back(int32_t(random() % (2 * o.v)) - o.v);
+    o.h = h.data(), o.w = w.data(), o.b = b.data(), o.labels = labels.data();
+    o.weights = weights.empty() ? nullptr : weights.data();
+    asked = random() % 8;
+  }
+
+  std::string Words() const {
+    return "output layer, N " + std::to_string(output.rows) + ", H " + std::to_string(output.n) + ", V " +
+           std::to_string(output.v) + (output.tied ? ", tied" : "") +
+           (output.weights ? ", gradients " + std::to_string(asked) : ", values only") + "\n";
+  }
+
+  Floats Run(Pool pool) const {
+    Output o = output;
+    std::deque<Floats> made;
+    const auto make = [&](int64_t count, bool needed = true) {
+      made.emplace_back(needed ? count : 0, kNaN);
+      return made.back().empty() ? nullptr : made.back().data();
+    };
+    o.nll = make(o.rows);
+    o.d_h = make(o.rows * o.n, o.weights && asked & 1), o.d_w = make(o.n * o.v, o.weights && asked & 2);
+    o.d_b = make(o.v, o.weights && asked & 4);
+    ComputeOutput(pool, o);
+    Floats joined;
+    for (const Floats& one : made) joined.insert(joined.end(), one.begin(), one.end());
+    return joined;
+  }
+};
+
+// Whether a case has the same bits whatever the threads; says where it has not.
+template <typename Case>
+bool IsSame(const Case& one, int seed, const std::vector<Pool>& pools) {
+  const Floats expected = one.Run({nullptr, 1});
+  for (const float f : expected) {
+    if (f != f) return std::printf("case %d: a result is not a number\n%s", seed, one.Words().c_str()), false;
+  }
+  for (const Pool& pool : pools) {
+    const Floats got = one.Run(pool);
+    if (got.empty() || std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0) continue;
+    size_t i = 0;
+    while (std::memcmp(&got[i], &expected[i], sizeof(float)) == 0) ++i;
+    std::printf("case %d: %d threads give other bits than one, %g and %g, from result %zu of %zu on\n%s", seed,
+                int(pool.count), got[i], expected[i], i, got.size(), one.Words().c_str());
+    return false;
+  }
+  return true;
+}
+
 int main(int count, char** arguments) {
   const int cases = count > 1 ? std::atoi(arguments[1]) : 200;
   Threads two(2), five(5), many(64);
+  const std::vector<Pool> pools = {{&two, 2}, {&five, 5}, {&many, 64}};
   int divided = 0;
   for (int seed = 0; seed < cases; ++seed) {
     const Case one(seed);
-    const Floats expected = one.Run({nullptr, 1});
-    for (const float f : expected) {
-      if (f != f) return std::printf("case %d: a result is not a number\n%s", seed, one.Words().c_str()), 1;
-    }
-    for (const Pool pool : {Pool{&two, 2}, Pool{&five, 5}, Pool{&many, 64}}) {
-      divided += Cut(one.layer, pool.count).unit_parts > 1;
-      const Floats got = one.Run(pool);
-      if (std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) != 0) {
-        size_t i = 0;
-        while (std::memcmp(&got[i], &expected[i], sizeof(float)) == 0) ++i;
-        return std::printf(
-                   "case %d: %d threads give other bits than one, %g "
-                   "and %g, from result %zu of %zu on\n%s",
-                   seed, int(pool.count), got[i], expected[i], i, got.size(), one.Words().c_str()),
-               1;
-      }
-    }
+    if (!IsSame(one, seed, pools) || !IsSame(OutputCase(seed), seed, pools)) return 1;
+    for (const Pool& pool : pools) divided += Cut(one.layer, pool.count).unit_parts > 1;
   }
   if (cases >= 16 && divided == 0) return std::printf("units were never divided\n"), 1;
-  std::printf(
-      "%d layers have the same bits by 1, 2, 5 and 64 threads; units "
-      "were divided %d times\n",
-      cases, divided);
+  std::printf("%d layers of both kinds have the same bits by 1, 2, 5 and 64 threads; units were divided %d times\n",
+              cases, divided);
   return 0;
 }

@@ -17,12 +17,19 @@ _choice.multiple_results = True
 
 
 def choice(
-    fast: Callable, slow: Callable, *, platform: str, is_ready: Callable[[], bool], many: Callable | None = None
+    fast: Callable,
+    slow: Callable,
+    *,
+    what: str,
+    platform: str,
+    is_ready: Callable[[], bool],
+    many: Callable | None = None,
 ) -> Callable:
     """`fast` where a program is lowered for the platform, "cpu" or "cuda", and it is ready; else `slow`.
 
-    Where it is to be differentiated, `slow` stands in for it. So it does where it is to be mapped, unless there is a
-    `many(size)`, which takes and returns arrays that all have the mapped axis first, and it is not None.
+    `what` is a name that `is_in` looks for. Where it is to be differentiated, `slow` stands in for it. So it does where
+    it is to be mapped, unless there is a `many(size)`, which takes and returns arrays that all have the mapped axis
+    first, and it is not None.
     """
 
     def chosen(*arguments: Tree) -> Tree:
@@ -34,7 +41,7 @@ def choice(
 
         results = tuple((kind.shape, kind.dtype) for kind in kinds)
         ways = {"fast": partial(of_leaves, fast), "slow": partial(of_leaves, slow)}
-        made = _choice.bind(*flat, **ways, results=results, platform=platform, is_ready=is_ready)
+        made = _choice.bind(*flat, **ways, results=results, what=what, platform=platform, is_ready=is_ready)
         return jax.tree.unflatten(made_tree, alike((made, flat))[0])
 
     mapped = jax.custom_batching.custom_vmap(chosen)
@@ -48,7 +55,7 @@ def choice(
         else:
             spread = lambda mapped, x: x if mapped else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
             arguments = jax.tree.map(spread, tuple(is_mapped), arguments)
-            made = choice(fast_many, jax.vmap(slow), platform=platform, is_ready=is_ready)(*arguments)
+            made = choice(fast_many, jax.vmap(slow), what=what, platform=platform, is_ready=is_ready)(*arguments)
         return made, jax.tree.map(lambda _: True, made)
 
     function = jax.custom_jvp(mapped)
@@ -60,9 +67,9 @@ def choice(
     return function
 
 
-def is_in(program: Any) -> bool:
-    """Whether a traced program has a choice of machine code."""
-    return _choice.name in str(program)
+def is_in(program: str, what: str) -> bool:
+    """Whether the text of a traced program has a choice of machine code for "recurrence" or "output layer"."""
+    return f"what={what}" in program
 
 
 @_choice.def_abstract_eval
@@ -82,10 +89,11 @@ def _lower(
     fast: Callable,
     slow: Callable,
     results: tuple,
+    what: str,
     platform: str,
     is_ready: Callable,
 ) -> Any:
-    del results
+    del results, what
     way = fast if platform == here and is_ready() else slow
     return mlir.lower_fun(way, multiple_results=True)(ctx, *operands)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rnn_lm.nn.arrays import Carry, Tree, rows_of
 from rnn_lm.nn.cell import OptionalParam, show_signature
 from rnn_lm.nn.initializers import glorot, orthogonal, zeros
-from rnn_lm.nn.output import cross_entropy, masked_mean, output_layer
+from rnn_lm.nn.output import OutputLayer, cross_entropy, masked_mean
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.registry import cell_class, check_constructor, takes
 from rnn_lm.nn.stack import Stack, dropout_rate, dropped, states_by_letter
@@ -146,10 +146,28 @@ class NeuralLM(LanguageModel):
     def vocab_size(self) -> int:
         return self.b_q.shape[0]
 
+    @property
+    def output_layer(self) -> OutputLayer:
+        """O = H w_hq + b_q, equations (8.4.4) and (8.4.6)."""
+        tied = self.w_hq is None
+        return OutputLayer((self.embedding if tied else self.w_hq)[...], self.b_q[...], tied, self.dtype)
+
     def logits(self, h: Float[Array, "*batch H"]) -> Float[Array, "*batch V"]:
-        """The output layer, equations (8.4.4) and (8.4.6): O = H w_hq + b_q."""
-        w_hq = self.embedding[...].T if self.w_hq is None else self.w_hq[...]
-        return output_layer(h, w_hq, self.b_q[...], self.dtype)
+        return self.output_layer.logits(h)
+
+    @jax.named_scope("output_layer")
+    def nll(self, h: Float[Array, "*batch H"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        if type(self).logits is NeuralLM.logits:
+            return self.output_layer.nll(h, labels)
+        return super().nll(h, labels)
+
+    @jax.named_scope("output_layer")
+    def mean_nll(
+        self, h: Float[Array, "*batch H"], labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"] | None = None
+    ) -> Float[Array, ""]:
+        if type(self).logits is NeuralLM.logits and type(self).nll is NeuralLM.nll:
+            return self.output_layer.mean_nll(h, labels, mask)
+        return super().mean_nll(h, labels, mask)
 
 
 class RNNLM(NeuralLM):

@@ -207,7 +207,7 @@ def _train_job(
         return
     config, corpus = job[0].config, job[0].corpus
     shown = display.of(job[0].name + (f" and {len(job) - 1} more" if job[1:] else ""), cohort_of(config))
-    prepare(config)
+    prepare()
     program, numbers = program_of(config, len(corpus.vocabulary))
     batches = batches_of(program, corpus)
     counted = baselines.of(corpus)

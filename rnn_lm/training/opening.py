@@ -39,10 +39,11 @@ def machine_code(trainer: Trainer, *, building: bool) -> str:
         return "not used, the device is not a CPU"
     if native.cpu is None:
         return "not used, the package has none"
-    if trainer.config.model.kind == "mlp":
-        return "not used, there is none for this model"
     if not building and (reason := native.cpu.why_not()):
         return f"not used, {reason}"
-    if not native.cpu.is_in(trainer.traced().jaxpr):
+    program = str(trainer.traced().jaxpr)
+    parts = [part for part in ("recurrence", "output layer") if native.cpu.is_in(program, part)]
+    if not parts:
         return "not used, there is none for this model"
-    return "used; it is compiled now, once on this machine" if building else "used"
+    used = "used" if len(parts) == 2 else f"used for the {parts[0]} alone"
+    return f"{used}; it is compiled now, once on this machine" if building else used

@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
     """
     workdir, trace = path_of(workdir), path_of(profile)
     check_config(config)
-    building = prepare(config)
+    building = prepare()
     corpus = load_corpus(**config.corpus)
     run = Run(config, workdir, corpus, on_line=on_line)
     batches = batches_of(run.program, corpus)
@@ -92,10 +92,10 @@ def say(*lines: str) -> None:
     print(*map(visible, lines), sep="\n", file=sys.stderr, flush=True)
 
 
-def prepare(config: ConfigDict) -> threading.Thread:
+def prepare() -> threading.Thread:
     """Starts to build or load the machine code, which the first step needs, in the thread that is returned."""
     thread = threading.Thread(target=native.is_available)
-    if config.model.kind == "rnn" and jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu":
         thread.start()
     return thread
 

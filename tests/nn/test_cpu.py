@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell, LSTMState
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation
+from tests.nn.test_output import layer_of
 from tests.nn.test_recurrence import assert_same, loss_of, make_carry
 
 cpu = pytest.importorskip("rnn_lm.nn.cpu")  # the folder may be left out
@@ -43,9 +45,9 @@ def assert_close(a, b, tolerance=2e-5):
         np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * largest)
 
 
-def both_ways(f, *args):
-    """`f(*args)` by the machine code and by the scan, each compiled anew."""
-    assert "rnn_lm_forward" in jax.jit(lambda *args: f(*args)).lower(*args).as_text()
+def both_ways(f, *args, call="rnn_lm_forward"):
+    """`f(*args)` by the machine code and by JAX, each compiled anew."""
+    assert call in jax.jit(lambda *args: f(*args)).lower(*args).as_text()
     fast = jax.jit(lambda *args: f(*args))(*args)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RNN_LM_NATIVE", "0")
@@ -178,6 +180,7 @@ import hashlib, jax, jax.numpy as jnp
 from flax import nnx
 from rnn_lm.nn import native
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
+from rnn_lm.nn.output import OutputLayer
 from rnn_lm.nn.recurrence import unroll
 
 assert native.is_available()
@@ -189,6 +192,11 @@ for cls, batch, hidden in [(GRUCell, 30, 40), (LSTMCell, 3, 260)]:
     loss = lambda p, x: jnp.sum(unroll(nnx.merge(graphdef, p), carry, x, lengths=lengths)[1] ** 2)
     for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)):
         digest.update(jax.device_get(leaf).tobytes())
+h, labels = jax.random.normal(jax.random.key(2), (1600, 40)), jnp.arange(1600)
+loss = lambda layer, h: layer.mean_nll(h, labels)
+layer = OutputLayer(jax.random.normal(jax.random.key(3), (1600, 40)), jnp.zeros(1600), tied=True)  # three blocks
+for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(layer, h)):
+    digest.update(jax.device_get(leaf).tobytes())
 print(digest.hexdigest())
 """
 
@@ -204,11 +212,38 @@ def test_the_bits_do_not_depend_on_how_many_threads_there_are():
 
 
 @needs_compiler
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("t, b, h, v", [(1, 1, 1, 1), (7, 300, 70, 65), (5, 200, 33, 1500)])
+def test_the_output_layer_equals_jaxs_in_values_and_gradients(t, b, h, v, tied):
+    layer, states, labels, mask = layer_of(t, b, h, v, tied)
+    same = partial(both_ways, call="rnn_lm_output")
+    labels = labels.at[0, 0].set(-1)  # counts from the end
+    mean = lambda layer, states: layer.mean_nll(states, labels, mask)  # noqa: E731
+    for asked in (0, 1, (0, 1)):
+        assert_close(*same(jax.value_and_grad(mean, argnums=asked), layer, states))
+    assert_close(*same(lambda layer, states: layer.nll(states, labels), layer, states))
+
+
+@needs_compiler
+def test_what_is_not_finite_in_the_output_layer_goes_jaxs_way():
+    layer, states, labels, _ = layer_of(t=6, b=1)
+    layer = replace(layer, w=jnp.abs(layer.w) + 0.1)
+    labels = labels.at[4].set(100).at[5].set(-100)  # no such tokens
+    states = jnp.stack([jnp.full((1, 4), x) for x in (1e4, jnp.inf, -jnp.inf, jnp.nan, 1.0, 1.0)])
+    nats = both_ways(lambda states: layer.nll(states, labels), states, call="rnn_lm_output")
+    assert_same(*nats)
+    assert np.isnan(nats[0][1:]).all()
+    for some in (slice(1), slice(4, 6)):
+        mean = lambda states, labels=labels[some]: layer.mean_nll(states, labels)  # noqa: E731
+        assert_same(*both_ways(jax.value_and_grad(mean), states[some], call="rnn_lm_output"))
+
+
+@needs_compiler
 @pytest.mark.slow
 def test_the_tiles_of_another_cpu_give_the_same(tmp_path):
     compiler = f"{os.environ.get('CXX') or 'c++'} -DRNN_LM_LANES=16 -DRNN_LM_ROWS=12"
     environment = os.environ | {"CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)}
-    tests = "equals_the_scan_in_values or masks_equal and all-False"
+    tests = "equals_the_scan_in_values or masks_equal and all-False or output_layer_equals"
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", tests, __file__]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and " skipped" not in result.stdout, result.stdout

@@ -59,7 +59,9 @@ def test_the_first_lines_are_those_of_the_run(text_file, tmp_path, trainer_of):
 @needs_compiler
 def test_why_there_is_no_machine_code(trainer_of, monkeypatch):
     plain, other = trainer_of(), trainer_of(model__layer_norm=True)
-    assert machine_code(other, building=False) == "not used, there is none for this model"
+    assert machine_code(other, building=False) == "used for the output layer alone"
+    half = trainer_of(model__layer_norm=True, model__dtype="bfloat16")
+    assert machine_code(half, building=False) == "not used, there is none for this model"
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "gpu")
         assert machine_code(plain, building=False) == "not used, the device is not a CPU"

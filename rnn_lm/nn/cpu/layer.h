@@ -27,7 +27,6 @@ constexpr int64_t kGathered = 1 << 18;   // floats of adjoints after which their
 constexpr int64_t kLeastGathered = 512;  // no fewer rows of them
 constexpr int64_t kLeastRows = 4;        // of a thread, before threads divide units
 constexpr int64_t kLeastStep = 1 << 18;  // multiplications of a step that are worth dividing units
-constexpr int64_t kLeastCall = 1 << 17;  // multiplications of a call that are worth a second thread
 
 enum Inputs : int64_t { kVectors, kIds, kReady };  // kReady: they are x w_xh + b_h already
 

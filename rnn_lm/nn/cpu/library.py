@@ -9,14 +9,15 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 
 import jax
 
-SOURCE = Path(__file__).with_name("recurrence.cc")
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared"]
-SYMBOLS = {"rnn_lm_forward": "RnnLmForward", "rnn_lm_backward": "RnnLmBackward"}
+FOLDER = Path(__file__).parent
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC"]
+SYMBOLS = {"rnn_lm_forward": "RnnLmForward", "rnn_lm_backward": "RnnLmBackward", "rnn_lm_output": "RnnLmOutput"}
 _lock = threading.RLock()
 _loaded: bool | None = None  # None: not tried yet
 
@@ -62,7 +63,7 @@ def _load(path: Path) -> bool:
 
 
 def build() -> Path | None:
-    """The library's file, compiled (in about 7 seconds) if it is not there yet; None where that cannot be done."""
+    """The library's file, compiled (in about 8 seconds) if it is not there yet; None where that cannot be done."""
     compiler = _compiler()
     if os.environ.get("RNN_LM_NATIVE") == "0" or not _is_there(compiler[0]):
         return None
@@ -71,14 +72,22 @@ def build() -> Path | None:
         try:
             # Another source, JAX, compiler or CPU makes another library.
             about = _sources(), compiler, FLAGS, jax.lib.__version__, run([*compiler, "--version"]).stdout, _cpu()
-            name = f"recurrence-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
+            name = f"kernels-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
             path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnn_lm" / name
             if path.exists():
                 return path
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 made = Path(folder) / name
-                run([*compiler, *FLAGS, f"-isystem{jax.ffi.include_dir()}", str(SOURCE), "-o", str(made)])
+
+                def compiled(source: Path) -> str:
+                    out = str(Path(folder) / f"{source.stem}.o")
+                    run([*compiler, *FLAGS, f"-isystem{jax.ffi.include_dir()}", "-c", str(source), "-o", out])
+                    return out
+
+                with ThreadPoolExecutor() as pool:
+                    objects = list(pool.map(compiled, sorted(FOLDER.glob("*.cc"))))
+                run([*compiler, *FLAGS, "-shared", *objects, "-o", str(made)])
                 made.replace(path)
         except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: nobody's home
             return None
@@ -86,7 +95,7 @@ def build() -> Path | None:
 
 
 def _sources() -> list[bytes]:
-    return [path.read_bytes() for path in sorted(SOURCE.parent.glob("*.h")) + [SOURCE]]
+    return [path.read_bytes() for pattern in ("*.h", "*.cc") for path in sorted(FOLDER.glob(pattern))]
 
 
 def _compiler() -> list[str]:

@@ -11,6 +11,8 @@
 
 namespace rnn_lm {
 
+constexpr int64_t kLeastCall = 1 << 17;  // multiplications of a call that are worth a second thread
+
 using Phases = std::vector<std::function<void(int64_t)>>;
 
 // Calls phase(part) for all parts of a phase before the next one begins, on this thread and those of the pool that are

@@ -72,7 +72,7 @@ def is_for(cell: Cell, layer: Layer) -> bool:
 def accelerated(reference: Callable, cell: Cell, reverse: bool) -> Callable:
     """`reference(layer) → (last carry, all carries, zeros past the ends)` and its gradient by the machine code."""
     kernels = _Kernels(reference, kind_of(cell), cell.hidden_features, reverse)
-    machine_code = partial(choice, platform="cpu", is_ready=is_available)
+    machine_code = partial(choice, what="recurrence", platform="cpu", is_ready=is_available)
     values = machine_code(lambda layer: kernels.forward(layer, saving=False)[0], reference)
     values_and_saved = machine_code(
         partial(kernels.forward, saving=True),

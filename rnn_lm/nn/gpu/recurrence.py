@@ -39,7 +39,7 @@ class Kernels:
             plan = dataclasses.replace(self.plan, members=size)
             return partial(kernels, plan) if plan.runs else None
 
-        return choice(one, plain, platform="cuda", is_ready=lambda: True, many=many)
+        return choice(one, plain, what="recurrence", platform="cuda", is_ready=lambda: True, many=many)
 
     def run(self) -> Callable:
         """The differentiable function."""
