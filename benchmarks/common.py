@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 # Whose versions a number depends on, where they are installed.
 PACKAGES = ("jax", "flax", "dm-haiku", "keras", "torch", "rnn_lm", "jax-cuda12-plugin", "jax-cuda13-plugin",
@@ -82,6 +83,17 @@ def interleaved(
             run()
             timings[name].seconds.append(time.perf_counter() - start)
     return timings
+
+
+def products_seconds(sizes: Iterable[tuple[int, int, int]], seconds: float) -> float:
+    """Seconds of products [rows, inner] [inner, columns], one after the other, the best of several each."""
+    total = 0.0
+    for rows, inner, columns in sizes:
+        a, b = jnp.ones((rows, inner)), jnp.ones((inner, columns))
+        multiply = jax.jit(jnp.matmul).lower(a, b).compile()
+        timing = interleaved({"": lambda a=a, b=b, f=multiply: f(a, b).block_until_ready()}, seconds)
+        total += timing[""].best
+    return total
 
 
 def machine() -> dict[str, Any]:

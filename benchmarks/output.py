@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import interleaved, machine, measured, table
+from benchmarks.common import interleaved, machine, measured, products_seconds, table
 from rnn_lm.nn.output import OutputLayer, cross_entropy
 
 CONTENDERS = ["rnn_lm", "whole logits", "torch"]
@@ -72,16 +72,10 @@ def contender(name: str, shape: Shape) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(gradient(*arrays))
 
 
-def products(shape: Shape) -> float:
-    """Seconds of the three products of loss and gradient."""
+def products(shape: Shape) -> list[tuple[int, int, int]]:
+    """Rows, inner size and columns of the three products of loss and gradient."""
     rows, hidden, vocab_size, _ = shape
-    total = 0.0
-    for m, k, n in [(rows, hidden, vocab_size), (rows, vocab_size, hidden), (hidden, rows, vocab_size)]:
-        a, b = jnp.ones((m, k)), jnp.ones((k, n))
-        multiply = jax.jit(jnp.matmul).lower(a, b).compile()
-        timing = interleaved({"": lambda a=a, b=b, f=multiply: f(a, b).block_until_ready()}, seconds=1, least=3)
-        total += timing[""].best
-    return total
+    return [(rows, hidden, vocab_size), (rows, vocab_size, hidden), (hidden, rows, vocab_size)]
 
 
 def peak_bytes(name: str, shape: Shape) -> int:
@@ -112,7 +106,7 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
         run()
     for name, timing in interleaved(runs, seconds, least=3, pause=0.01).items():
         result[name] |= {"best_ms": 1e3 * timing.best, "median_ms": 1e3 * timing.median}
-    return result | {"products_ms": 1e3 * products(shape)}
+    return result | {"products_ms": 1e3 * products_seconds(products(shape), seconds=1)}
 
 
 def report(results: list[dict[str, Any]]) -> str:

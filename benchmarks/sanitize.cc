@@ -74,6 +74,23 @@ struct Pool {  // as XLA's
 using Floats = std::vector<float>;
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
+// Arrays for results: not numbers before they are set.
+class Results {
+ public:
+  float* Make(int64_t count) {
+    made_.emplace_back(count, kNaN);
+    return made_.back().empty() ? nullptr : made_.back().data();
+  }
+  Floats Joined() const {
+    Floats joined;
+    for (const Floats& one : made_) joined.insert(joined.end(), one.begin(), one.end());
+    return joined;
+  }
+
+ private:
+  std::deque<Floats> made_;
+};
+
 struct Case {
   Layer layer{};
   std::vector<int32_t> ids, lengths;
@@ -140,11 +157,8 @@ struct Case {
     const Layer& l = layer;
     const bool ready = l.inputs_are == kReady, lstm = l.cell == kLstm, gru = l.cell == kGru;
     const int64_t states = l.batch * l.n, all = l.steps * states;
-    std::deque<Floats> made;
-    const auto make = [&](int64_t count, bool needed = true) {
-      made.emplace_back(needed ? count : 0, kNaN);
-      return made.back().empty() ? nullptr : made.back().data();
-    };
+    Results results;
+    const auto make = [&](int64_t count, bool needed = true) { return results.Make(needed ? count : 0); };
     const auto data = [](const Floats& of) { return of.empty() ? nullptr : of.data(); };
     Floats saved(all * 4, kNaN);
     States out{};
@@ -163,9 +177,7 @@ struct Case {
     a.d_h0 = make(states), a.d_c0 = make(states, lstm);
     a.d_initial_h = make(states, l.resets), a.d_initial_c = make(states, l.resets && lstm);
     Backward(pool, l, a);
-    Floats joined;
-    for (const Floats& one : made) joined.insert(joined.end(), one.begin(), one.end());
-    return joined;
+    return results.Joined();
   }
 };
 
@@ -201,18 +213,13 @@ struct OutputCase {
 
   Floats Run(Pool pool) const {
     Output o = output;
-    std::deque<Floats> made;
-    const auto make = [&](int64_t count, bool needed = true) {
-      made.emplace_back(needed ? count : 0, kNaN);
-      return made.back().empty() ? nullptr : made.back().data();
-    };
+    Results results;
+    const auto make = [&](int64_t count, bool needed = true) { return results.Make(needed ? count : 0); };
     o.nll = make(o.rows);
     o.d_h = make(o.rows * o.n, o.weights && asked & 1), o.d_w = make(o.n * o.v, o.weights && asked & 2);
     o.d_b = make(o.v, o.weights && asked & 4);
     ComputeOutput(pool, o);
-    Floats joined;
-    for (const Floats& one : made) joined.insert(joined.end(), one.begin(), one.end());
-    return joined;
+    return results.Joined();
   }
 };
 

@@ -11,26 +11,13 @@ import argparse
 from statistics import geometric_mean
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks.common import SHAPES, Shape, interleaved, machine, measured, table
+from benchmarks.common import SHAPES, Shape, interleaved, machine, measured, products_seconds, table
 from benchmarks.contenders import JAX_CONTENDERS, JaxTrainer, TorchTrainer, products
 
 PEERS = ["torch", "nnx.RNN", "haiku"]
-
-
-def gemm_limit(shape: Shape) -> float:
-    """Seconds of a step's matrix products alone, each as one large product, the best of several."""
-    total = 0.0
-    for rows, inner, columns in products(shape):
-        a, b = jnp.ones((rows, inner)), jnp.ones((inner, columns))
-        multiply = jax.jit(jnp.matmul).lower(a, b).compile()
-        timing = interleaved({"": lambda a=a, b=b, f=multiply: f(a, b).block_until_ready()}, seconds=0.3)
-        total += timing[""].best
-    return total
 
 
 def measure(shape: Shape, seconds: float) -> dict[str, Any]:
@@ -48,7 +35,7 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
     result: dict[str, Any] = {
         "shape": shape.name,
         "steps_per_dispatch": count,
-        "gemm_limit_ms": 1e3 * gemm_limit(shape),
+        "gemm_limit_ms": 1e3 * products_seconds(products(shape), seconds=0.3),
     }
     for name, timing in timings.items():
         trainer = trainers[name]

@@ -98,13 +98,11 @@ def _mean(
 
 
 def _mean_jvp(wanted: bool, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    layer, h, labels, mask = primals
+    dtype = jnp.result_type(primals[0].w, primals[0].b)
+    (layer, h, labels, mask), zeros = alike((primals, jnp.zeros(primals[2].shape, dtype)))
     changes = jax.tree.leaves(tangents[:2])
     asked = tuple(not isinstance(change, SymbolicZero) for change in changes)
-    dtype = jnp.result_type(layer.w, layer.b)
-    count = max(labels.size, 1) if mask is None else jnp.maximum(mask.sum(), 1).astype(dtype)
-    weights = (jnp.ones(labels.shape, dtype) if mask is None else mask.astype(dtype)) / count
-    layer, h, labels, weights = alike((layer, h, labels, weights))
+    weights = jax.grad(masked_mean)(zeros, mask)
     gradient = _by_machine_code(wanted, "gradient", _gradient, layer, h, labels, asked=asked)
     nats, gradients = gradient(layer, h, labels, weights)
     changes = [change for change, is_asked in zip(changes, asked, strict=True) if is_asked]

@@ -9,11 +9,17 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rnn_lm.nn.arrays import alike
 
 FOLDER = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC"]
@@ -35,6 +41,17 @@ def is_available() -> bool:
             path = build()
             _loaded = path is not None and _load(path)
     return is_wanted()
+
+
+def call(name: str, results: Iterable[tuple[int, ...]], *arguments: Array, **attributes: Any) -> list[Array]:
+    """One of the library's functions: float32 results of these shapes."""
+    kinds = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
+    return alike((jax.ffi.ffi_call(name, kinds)(*arguments, **attributes), arguments))[0]
+
+
+def absent(dtype: Any = jnp.float32) -> Array:
+    """Stands for an array that is not there."""
+    return jnp.zeros((0,), dtype)
 
 
 def why_not() -> str:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rnn_lm.nn.arrays import alike, rows
+from rnn_lm.nn.arrays import rows
+from rnn_lm.nn.cpu.library import absent, call
 
 
 def is_for(layer: Any, h: Float[Array, "*batch H"], labels: Int[Array, "*batch"]) -> bool:
@@ -17,7 +17,7 @@ def is_for(layer: Any, h: Float[Array, "*batch H"], labels: Int[Array, "*batch"]
 
 
 def nats(layer: Any, h: Float[Array, "*batch H"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    return _call(layer, h, labels, _none(), (False, False, False))[0]
+    return _call(layer, h, labels, absent(), (False, False, False))[0]
 
 
 def gradient(
@@ -29,18 +29,13 @@ def gradient(
     asked: tuple[bool, bool, bool],
 ) -> tuple[Float[Array, "*batch"], tuple[Array, ...]]:
     """Nats, and the gradient of Σ weights · nats in w, b and h: of those that are asked for."""
-    made, *gradients = _call(layer, h, labels, weights, asked)
-    return made, tuple(d for d, is_asked in zip(gradients, asked, strict=True) if is_asked)
+    made, *gradients = _call(layer, h, labels, weights.reshape(-1), asked)
+    of = zip(gradients, (layer.w, layer.b, h), asked, strict=True)
+    return made, tuple(d.reshape(x.shape) for d, x, is_asked in of if is_asked)
 
 
 def _call(layer: Any, h: Array, labels: Array, weights: Array, asked: tuple[bool, bool, bool]) -> list[Array]:
-    arguments = rows(h), layer.w, layer.b, labels.reshape(-1).astype(jnp.int32), weights.reshape(-1)
-    shapes = [x.shape if is_asked else (0,) for x, is_asked in zip((layer.w, layer.b, rows(h)), asked, strict=True)]
-    kinds = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (arguments[3].shape, *shapes)]
-    made = alike((jax.ffi.ffi_call("rnn_lm_output", kinds)(*arguments, tied=layer.tied), arguments))[0]
-    return [made[0].reshape(labels.shape), *made[1:3], made[3].reshape(h.shape) if asked[2] else made[3]]
-
-
-def _none() -> Array:
-    """Stands for an array that is not there."""
-    return jnp.zeros((0,), jnp.float32)
+    given = rows(h), layer.w, layer.b, labels.reshape(-1).astype(jnp.int32), weights
+    gradients = [x.shape if is_asked else (0,) for x, is_asked in zip((layer.w, layer.b, given[0]), asked, strict=True)]
+    made, *more = call("rnn_lm_output", [given[3].shape, *gradients], *given, tied=layer.tied)
+    return [made.reshape(labels.shape), *more]

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from rnn_lm.nn.arrays import Carry, Tree, alike, along_last, is_sharded, known, or_zeros, product, rows_of
+from rnn_lm.nn.arrays import Carry, Tree, along_last, is_sharded, known, or_zeros, product, rows_of
 from rnn_lm.nn.cell import Cell, overrides
 from rnn_lm.nn.cells import GRUCell, kind_of
 from rnn_lm.nn.choice import choice
 from rnn_lm.nn.controls import Controls, without_padding
-from rnn_lm.nn.cpu.library import is_available
+from rnn_lm.nn.cpu.library import absent, call, is_available
 from rnn_lm.nn.scan import projections
 
 # `enum Cell` of the source, and `enum Inputs`.
@@ -129,7 +129,7 @@ class _Kernels:
         d_x, d_w_xh, d_b_h, d_w_hh, d_b_hn, d_h0, d_c0, d_h, d_c = self._call(
             "rnn_lm_backward",
             layer,
-            layer.controls.get("passed", _none()).astype(jnp.float32),
+            layer.controls.get("passed", absent()).astype(jnp.float32),
             *itertools.chain(*more),
             results=[d_inputs, *(part.shape for part in parts)],
         )
@@ -160,23 +160,20 @@ class _Kernels:
         """One of the functions, of the arguments of both and more."""
         ids = jnp.issubdtype(layer.inputs.dtype, jnp.integer)
         kind = IDS if ids else VECTORS if layer.input_weights else READY
-        lengths = layer.controls["valid"].sum(0, dtype=jnp.int32) if "valid" in layer.controls else _none(jnp.int32)
-        resets = layer.controls.get("resets", _none(jnp.bool_))
+        lengths = layer.controls["valid"].sum(0, dtype=jnp.int32) if "valid" in layer.controls else absent(jnp.int32)
+        resets = layer.controls.get("resets", absent(jnp.bool_))
         states = *self._h_and_c(layer.carry), *self._h_and_c(layer.initial)
         arguments = layer.inputs, *self._weights(layer), *states, lengths, resets, *more
-        kinds = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
-        call = jax.ffi.ffi_call(name, kinds)
-        made = call(*arguments, cell=NUMBERS[self.kind], inputs=kind, reverse=self.reverse)
-        return alike((made, arguments))[0]
+        return call(name, results, *arguments, cell=NUMBERS[self.kind], inputs=kind, reverse=self.reverse)
 
     def _weights(self, layer: Layer) -> list[Array]:
-        input_weights = layer.input_weights or (_none(), _none())
-        return [*input_weights, layer.w_hh, *(layer.small.values() if self.kind == "gru" else [_none()])]
+        input_weights = layer.input_weights or (absent(), absent())
+        return [*input_weights, layer.w_hh, *(layer.small.values() if self.kind == "gru" else [absent()])]
 
     def _h_and_c(self, carry: Carry) -> list[Array]:
         """Both states. Those that are not there have no elements."""
         h, c = (carry[1], carry[0]) if self.kind == "lstm" and carry is not None else (carry, None)
-        return [_none() if x is None else x for x in (h, c)]
+        return [absent() if x is None else x for x in (h, c)]
 
     def _carry(self, h: Array, c: Array, like: Carry) -> Carry:
         return jax.tree.unflatten(jax.tree.structure(like), [c, h] if self.kind == "lstm" else [h])
@@ -184,8 +181,3 @@ class _Kernels:
 
 def _is_asked(layer: Layer, asked: tuple) -> bool:
     return len(asked) > 0 and jnp.issubdtype(layer.inputs.dtype, jnp.floating)
-
-
-def _none(dtype: Any = jnp.float32) -> Array:
-    """Stands for an array that is not there."""
-    return jnp.zeros((0,), dtype)
