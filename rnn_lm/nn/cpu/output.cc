@@ -7,12 +7,11 @@
 namespace rnn_lm {
 namespace {
 
-ffi::Error CallOutput(ffi::ThreadPool pool, bool tied, ffi::RemainingArgs in, ffi::RemainingRets results) {
-  if (in.size() != 5 || results.size() != 4) return ffi::Error::InvalidArgument("rnn_lm: 5 arguments, 4 results");
-  Arguments arguments(in, results);
+void CallOutput(Arguments& arguments, ThreadPool pool) {
+  if (!arguments.Have(5, 4)) return;
   const auto states = arguments.Shape(0), biases = arguments.Shape(2);
   Output o{};
-  o.tied = tied;
+  const bool tied = o.tied = arguments.Attribute("tied");
   o.rows = states.size() == 2 ? states[0] : 0, o.n = states.size() == 2 ? states[1] : 0;
   o.v = biases.size() == 1 ? biases[0] : 0;
   o.h = arguments.In("the states", true, {o.rows, o.n});
@@ -24,14 +23,10 @@ ffi::Error CallOutput(ffi::ThreadPool pool, bool tied, ffi::RemainingArgs in, ff
   o.d_w = arguments.Out("w_hq's gradient", o.weights && arguments.IsMade(1), {tied ? o.v : o.n, tied ? o.n : o.v});
   o.d_b = arguments.Out("b_q's gradient", o.weights && arguments.IsMade(2), {o.v});
   o.d_h = arguments.Out("the states' adjoints", o.weights && arguments.IsMade(3), {o.rows, o.n});
-  if (ffi::Error error = arguments.error(); error.failure()) return error;
-  ComputeOutput(pool, o);
-  return ffi::Error::Success();
+  if (arguments.ok()) ComputeOutput(pool, o);
 }
 
 }  // namespace
 }  // namespace rnn_lm
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    RnnLmOutput, rnn_lm::CallOutput,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attr<bool>("tied").RemainingArgs().RemainingRets());
+extern "C" XLA_FFI_Error* RnnLmOutput(XLA_FFI_CallFrame* frame) { return rnn_lm::Answer(frame, rnn_lm::CallOutput); }

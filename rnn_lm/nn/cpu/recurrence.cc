@@ -7,9 +7,11 @@ namespace rnn_lm {
 namespace {
 
 // The first eleven arguments of both directions.
-Layer LayerOf(Arguments& arguments, int64_t cell, int64_t inputs_are, bool reverse) {
+Layer LayerOf(Arguments& arguments) {
   Layer layer{};
-  layer.cell = cell, layer.inputs_are = inputs_are, layer.reverse = reverse;
+  const int64_t cell = layer.cell = arguments.Attribute("cell");
+  const int64_t inputs_are = layer.inputs_are = arguments.Attribute("inputs");
+  layer.reverse = arguments.Attribute("reverse");
   const bool lstm = cell == kLstm, gru = cell == kGru, ready = inputs_are == kReady;
   const auto inputs = arguments.Shape(0), weights = arguments.Shape(1), carry = arguments.Shape(5);
   const int64_t steps = layer.steps = inputs.size() > 1 ? inputs[0] : 0;
@@ -35,31 +37,26 @@ Layer LayerOf(Arguments& arguments, int64_t cell, int64_t inputs_are, bool rever
   return layer;
 }
 
-ffi::Error CallForward(ffi::ThreadPool pool, int64_t cell, int64_t inputs, bool reverse, ffi::RemainingArgs in,
-                       ffi::RemainingRets results) {
-  if (in.size() != 11 || results.size() != 5) return ffi::Error::InvalidArgument("rnn_lm: 11 arguments, 5 results");
-  Arguments arguments(in, results);
-  Layer layer = LayerOf(arguments, cell, inputs, reverse);
-  const int64_t steps = layer.steps, batch = layer.batch, n = layer.n;
+void CallForward(Arguments& arguments, ThreadPool pool) {
+  if (!arguments.Have(11, 5)) return;
+  Layer layer = LayerOf(arguments);
+  const int64_t cell = layer.cell, steps = layer.steps, batch = layer.batch, n = layer.n;
   States out{};
   out.hs = arguments.Out("the states", true, {steps, batch, n});
   out.cs = arguments.Out("the states", cell == kLstm, {steps, batch, n});
   out.saved = arguments.Out("what is saved", arguments.IsMade(2), {steps, batch, Saved(cell) * n});
   out.h_last = arguments.Out("the last state", true, {batch, n});
   out.c_last = arguments.Out("the last state", cell == kLstm, {batch, n});
-  if (ffi::Error error = arguments.error(); error.failure()) return error;
+  if (!arguments.ok()) return;
   layer.Sort();
   Forward(pool, layer, out);
-  return ffi::Error::Success();
 }
 
-ffi::Error CallBackward(ffi::ThreadPool pool, int64_t cell, int64_t inputs, bool reverse, ffi::RemainingArgs in,
-                        ffi::RemainingRets results) {
-  if (in.size() != 19 || results.size() != 9) return ffi::Error::InvalidArgument("rnn_lm: 19 arguments, 9 results");
-  Arguments arguments(in, results);
-  Layer layer = LayerOf(arguments, cell, inputs, reverse);
-  const int64_t steps = layer.steps, batch = layer.batch, n = layer.n, d = layer.d, gn = layer.gn;
-  const bool lstm = cell == kLstm, gru = cell == kGru, ready = inputs == kReady, resets = layer.resets;
+void CallBackward(Arguments& arguments, ThreadPool pool) {
+  if (!arguments.Have(19, 9)) return;
+  Layer layer = LayerOf(arguments);
+  const int64_t cell = layer.cell, steps = layer.steps, batch = layer.batch, n = layer.n, d = layer.d, gn = layer.gn;
+  const bool lstm = cell == kLstm, gru = cell == kGru, ready = layer.inputs_are == kReady, resets = layer.resets;
   Adjoints a{};
   a.passed = arguments.In("the truncation", arguments.IsThere(11), {steps});
   a.hs = arguments.In("the states", true, {steps, batch, n});
@@ -78,22 +75,15 @@ ffi::Error CallBackward(ffi::ThreadPool pool, int64_t cell, int64_t inputs, bool
   a.d_c0 = arguments.Out("the carry's adjoint", lstm, {batch, n});
   a.d_initial_h = arguments.Out("the initial carry's adjoint", resets, {batch, n});
   a.d_initial_c = arguments.Out("the initial carry's adjoint", resets && lstm, {batch, n});
-  if (ffi::Error error = arguments.error(); error.failure()) return error;
+  if (!arguments.ok()) return;
   layer.Sort();
   Backward(pool, layer, a);
-  return ffi::Error::Success();
 }
 
 }  // namespace
 }  // namespace rnn_lm
 
-#define RNN_LM_BINDING         \
-  ffi::Ffi::Bind()             \
-      .Ctx<ffi::ThreadPool>()  \
-      .Attr<int64_t>("cell")   \
-      .Attr<int64_t>("inputs") \
-      .Attr<bool>("reverse")   \
-      .RemainingArgs()         \
-      .RemainingRets()
-XLA_FFI_DEFINE_HANDLER_SYMBOL(RnnLmForward, rnn_lm::CallForward, RNN_LM_BINDING);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(RnnLmBackward, rnn_lm::CallBackward, RNN_LM_BINDING);
+extern "C" {
+XLA_FFI_Error* RnnLmForward(XLA_FFI_CallFrame* frame) { return rnn_lm::Answer(frame, rnn_lm::CallForward); }
+XLA_FFI_Error* RnnLmBackward(XLA_FFI_CallFrame* frame) { return rnn_lm::Answer(frame, rnn_lm::CallBackward); }
+}
