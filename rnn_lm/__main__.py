@@ -1,13 +1,15 @@
-"""Entry point: handles signals before the slow imports."""
+"""Entry point: what has to be done before the slow imports."""
 
 import sys
 
+from rnn_lm.cache import keep_programs
 from rnn_lm.interrupts import exit_on_signals
 
 
 def main() -> None:
     """Runs the command line of this process."""
     exit_on_signals()
+    keep_programs()
     from rnn_lm.commands import main
 
     sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import os
 import re
 import urllib.request
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rnn_lm.cache import cache_folder
 from rnn_lm.data.texts import check_lasting, decoded, read_files
 from rnn_lm.data.vocabulary import Tokens, Vocabulary, characters_after, joined, tokenize
 from rnn_lm.errors import UserError, unknown_name
@@ -161,10 +161,6 @@ def clean_markdown(text: str) -> str:
     text = re.sub(r"(?m)^#+ +", "", text)
     text = re.sub(r"(?m)[ \t]+$", "", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnn_lm"
 
 
 def _download(source: str) -> bytes:
