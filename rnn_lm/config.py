@@ -15,6 +15,11 @@ from rnn_lm.files import path_of
 from rnn_lm.nn.registry import CELLS, OPTIONAL, cell_class, takes
 from rnn_lm.plugins import OPTIMIZERS
 
+# In a wheel the experiments are in the package, in a clone beside it.
+_PACKAGE = Path(__file__).parent
+EXPERIMENTS = next(folder for folder in (_PACKAGE / "experiments", _PACKAGE.parent / "experiments") if folder.is_dir())
+EXAMPLE = "for example --config=char"
+
 # Fields whose values users may add.
 REGISTERED: dict[str, dict[str, Any]] = {"model.cell": CELLS, "optimizer.name": OPTIMIZERS}
 
@@ -31,15 +36,15 @@ def load_config(path: str) -> ConfigDict:
     """The config that a file's `get_config()` returns, completed with the defaults."""
     given = _call(path, "get_config")
     if not isinstance(given, dict | ConfigDict):
-        raise UserError(f"--config={path} has no get_config() that returns a config; {example()}")
+        line = "from rnn_lm import default_config as get_config"
+        raise UserError(f"--config={path} has no get_config() that returns a config; one line is enough: {line}")
     return complete_config(ConfigDict(given).to_dict())
 
 
 def load_sweep(path: str) -> list[dict[str, Any]]:
     """The members that a file's `sweep()` returns: a list of overrides."""
     given = _call(path, "sweep")
-    line = 'add a line such as: def sweep(): return [{"seed": 0}, {"seed": 1}]'
-    hint = example("experiments/sweeps/learning_rate.py", line)
+    hint = 'add a line such as: def sweep(): return [{"seed": 0}, {"seed": 1}]'
     if not isinstance(given, list) or not all(_is_override(member) for member in given):
         raise UserError(f"--config={path} has no sweep() that returns a list of dicts, field name → value; {hint}")
     if not given:
@@ -53,9 +58,9 @@ def _is_override(value: Any) -> bool:
 
 def _call(path: str, function: str) -> Any:
     """Calls a function of a config file; returns None if the file has none of that name."""
-    path = str(path_of(path))
+    path = str(_file_of(path))
     if not Path(path).is_file():
-        raise UserError(f"--config={path}: no such file; {example()}")
+        raise UserError(f"--config={path}: no such file; {EXAMPLE}")
     try:
         names = runpy.run_path(path)
         return names[function]() if function in names else None
@@ -63,12 +68,10 @@ def _call(path: str, function: str) -> Any:
         raise UserError(f"{place_of(error, path) or f'--config={path}'}: {_reason(error, path)}") from error
 
 
-ONE_LINE = "a file with one line is enough: from rnn_lm import default_config as get_config"
-
-
-def example(path: str = "experiments/char.py", otherwise: str = ONE_LINE) -> str:
-    """Advice on a config file: the example, if it is there, or what one needs."""
-    return f"for example --config={path}" if Path(path).is_file() else otherwise
+def _file_of(name: str) -> Path:
+    """A config file by its path, or one of the package's experiments by its name."""
+    path, own = path_of(name), EXPERIMENTS / f"{name}.py"
+    return own if not path.exists() and own.is_file() else path
 
 
 def _reason(error: BaseException, path: str) -> str:

@@ -7,10 +7,10 @@ import pytest
 
 import rnn_lm
 from rnn_lm.config import (
+    EXAMPLE,
     check_config,
     complete_config,
     default_config,
-    example,
     load_config,
     load_sweep,
     model_name,
@@ -242,10 +242,12 @@ def test_the_line_of_an_error_is_the_deepest_one_of_the_file(tmp_path):
 
 
 def test_advice_on_config_files_works_in_any_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT.parent)
-    assert example() == "for example --config=experiments/char.py"
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(example().partition("enough: ")[2])
+    check_config(load_config(EXAMPLE.partition("--config=")[2]))
+    Path("mine.py").touch()
+    with pytest.raises(UserError, match="has no get_config.. that returns a config; one line is enough: ") as error:
+        load_config("mine.py")
+    Path("mine.py").write_text(str(error.value).partition("enough: ")[2])
     assert load_config("mine.py") == default_config()
     with pytest.raises(UserError, match="has no sweep.. that returns a list of dicts.*; add a line such as: ") as error:
         load_sweep("mine.py")

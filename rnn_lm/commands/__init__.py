@@ -86,7 +86,10 @@ def overview() -> str:
             "",
             table([Column("", words=True), Column("", words=True)], [(f"{program()} {a}", b) for a, b in lines]),
             "",
-            paragraph(f"With {DEBUG}=1 in the environment, an error also shows its traceback."),
+            paragraph(
+                f"With {DEBUG}=1 in the environment, an error also shows its traceback. With RNN_LM_NATIVE=0, JAX does "
+                "everything, and no C++ kernels are compiled. Compiled kernels and programs are kept in ~/.cache/rnn_lm."
+            ),
         ]
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from rnn_lm.commands.screen import paragraph, program
-from rnn_lm.config import check_config, example, load_config, set_field
+from rnn_lm.config import EXAMPLE, check_config, load_config, set_field
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Field
 from rnn_lm.files import path_of
@@ -81,7 +81,12 @@ def define_dynamic_flag(flags: FlagValues) -> None:
 
 def define_config_flags(flags: FlagValues, about_workdir: str) -> None:
     """Flags of the verbs that train."""
-    define(flags, "config", None, "Python file with get_config() (and sweep(), for the verb sweep)")
+    define(
+        flags,
+        "config",
+        None,
+        "Python file with get_config() (and sweep(), for the verb sweep), or the name of one in the folder experiments",
+    )
     define(flags, "workdir", None, about_workdir)
 
 
@@ -113,7 +118,7 @@ def check_output(target: Path, *, force: bool) -> None:
 def config_of(flags: FlagValues):
     """The config of the file `--config`, with the fields given as `--config.x.y=v`; checked."""
     if not flags.config:
-        raise UserError(f"--config is missing; {example()}")
+        raise UserError(f"--config is missing; {EXAMPLE}")
     config = load_config(flags.config)
     for name in FIELDS:
         if flags[f"config.{name}"].present:

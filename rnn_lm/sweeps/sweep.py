@@ -34,7 +34,7 @@ from rnn_lm.training.memory import members_that_fit
 from rnn_lm.training.opening import text_lines
 from rnn_lm.training.progress import SweepDisplay
 from rnn_lm.training.run import Run
-from rnn_lm.training.train import prepare, remarks
+from rnn_lm.training.train import prepare_machine_code, remarks
 
 # On an accelerator, members are trained at once if h w_hh of one needs at most this many operations. A large GPU does
 # as many, in float32, in the 5 µs that it takes to start a kernel.
@@ -207,7 +207,7 @@ def _train_job(
         return
     config, corpus = job[0].config, job[0].corpus
     shown = display.of(job[0].name + (f" and {len(job) - 1} more" if job[1:] else ""), cohort_of(config))
-    prepare()
+    prepare_machine_code()
     program, numbers = program_of(config, len(corpus.vocabulary))
     batches = batches_of(program, corpus)
     counted = baselines.of(corpus)

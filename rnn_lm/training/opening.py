@@ -18,8 +18,8 @@ def text_lines(corpus: Corpus) -> Iterator[str]:
     yield f"vocabulary: {len(corpus.vocabulary):,} tokens ({kinds[corpus.vocabulary.kind]} and <unk>)"
 
 
-def model_lines(trainer: Trainer, *, building: bool) -> Iterator[str]:
-    """The model, the device, the machine code (`building`: it is being compiled), and where the run is kept."""
+def model_lines(trainer: Trainer) -> Iterator[str]:
+    """The model, the device, the machine code, and where the run is kept."""
     model, [run] = trainer.config.model, trainer.runs
     count = sum(leaf.size for leaf in jax.tree.leaves(trainer.state.params))
     if model.kind == "mlp":
@@ -29,21 +29,20 @@ def model_lines(trainer: Trainer, *, building: bool) -> Iterator[str]:
         shape = f"{model.cell}, {layers} of {model.num_hiddens:,} units"
     yield f"model: {shape}, {count:,} parameters"
     yield f"device: {jax.devices()[0].device_kind}"
-    yield f"machine code (C++ kernels): {machine_code(trainer, building=building)}"
+    yield f"machine code (C++ kernels): {machine_code(trainer)}"
     yield f"folder: {run.workdir}, {f'resumed at step {run.first_step:,}' if run.first_step else 'a new run'}"
 
 
-def machine_code(trainer: Trainer, *, building: bool) -> str:
+def machine_code(trainer: Trainer) -> str:
     """Whether the program of a trainer uses machine code, or why it does not."""
     if jax.default_backend() != "cpu":
         return "not used, the device is not a CPU"
     if native.cpu is None:
         return "not used, the package has none"
-    if not building and (reason := native.cpu.why_not()):
+    if reason := native.cpu.why_not():
         return f"not used, {reason}"
     program = str(trainer.traced().jaxpr)
     parts = [part for part in ("recurrence", "output layer") if native.cpu.is_in(program, part)]
     if not parts:
         return "not used, there is none for this model"
-    used = "used" if len(parts) == 2 else f"used for the {parts[0]} alone"
-    return f"{used}; it is compiled now, once on this machine" if building else used
+    return "used" if len(parts) == 2 else f"used for the {parts[0]} alone"

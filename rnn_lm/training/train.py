@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
     """
     workdir, trace = path_of(workdir), path_of(profile)
     check_config(config)
-    building = prepare()
+    prepare_machine_code()
     corpus = load_corpus(**config.corpus)
     run = Run(config, workdir, corpus, on_line=on_line)
     batches = batches_of(run.program, corpus)
@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
     with locked(workdir), Baselines(workdir / NGRAM, corpus) as baselines:
         with deferred_signals() as pending:
             with closing(Trainer([run], batches)) as trainer:
-                say(*model_lines(trainer, building=building.is_alive()))
+                say(*model_lines(trainer))
                 if profile:
                     from rnn_lm.training.profile import write_trace
 
@@ -92,12 +92,10 @@ def say(*lines: str) -> None:
     print(*map(visible, lines), sep="\n", file=sys.stderr, flush=True)
 
 
-def prepare() -> threading.Thread:
-    """Starts to build or load the machine code, which the first step needs, in the thread that is returned."""
-    thread = threading.Thread(target=native.is_available)
+def prepare_machine_code() -> None:
+    """Starts to load the machine code, which the first step needs, in a thread; where it must, to compile it first."""
     if jax.default_backend() == "cpu":
-        thread.start()
-    return thread
+        threading.Thread(target=native.is_available).start()
 
 
 def remarks(config: ConfigDict) -> Iterator[str]:

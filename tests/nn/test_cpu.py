@@ -21,6 +21,7 @@ from tests.nn.test_output import layer_of
 from tests.nn.test_recurrence import assert_same, loss_of, make_carry
 
 cpu = pytest.importorskip("rnn_lm.nn.cpu")  # the folder may be left out
+compiler, library = pytest.importorskip("rnn_lm.nn.cpu.compiler"), pytest.importorskip("rnn_lm.nn.cpu.library")
 CELLS = {
     "elman": ElmanCell,
     "relu": partial(ElmanCell, activation="relu"),
@@ -240,12 +241,16 @@ def test_what_is_not_finite_in_the_output_layer_goes_jaxs_way():
 
 @needs_compiler
 @pytest.mark.slow
-def test_the_tiles_of_another_cpu_give_the_same(tmp_path):
-    compiler = f"{os.environ.get('CXX') or 'c++'} -DRNN_LM_LANES=16 -DRNN_LM_ROWS=12"
-    environment = os.environ | {"CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)}
+@pytest.mark.parametrize("flags, features", [("-DRNN_LM_LANES=16 -DRNN_LM_ROWS=12", ""), ("", "V3")])
+def test_the_tiles_of_another_cpu_give_the_same(tmp_path, flags, features):
+    compiler = f"{os.environ.get('CXX') or 'c++'} {flags}"
+    (tmp_path / "another_cpu.py").write_text(
+        f"from rnn_lm.nn.cpu import compiler\ncompiler._cpu_features = lambda: compiler.{features}" if features else ""
+    )
+    environment = os.environ | {"CXX": compiler, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": f"{tmp_path}:."}
     tests = "equals_the_scan_in_values or masks_equal and all-False or output_layer_equals"
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", tests, __file__]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-p", "another_cpu", "-k", tests]
+    result = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and " skipped" not in result.stdout, result.stdout
     assert list(tmp_path.glob("rnn_lm/*.so"))
 
@@ -317,12 +322,29 @@ def test_a_cell_whose_parameters_were_cast_runs():
 
 
 @needs_compiler
-def test_it_is_compiled_once(tmp_path, monkeypatch):
+def test_it_is_compiled_once_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = cpu.build()
     written = path.stat().st_mtime_ns
     assert list((tmp_path / "rnn_lm").iterdir()) == [path]
     assert cpu.build() == path and path.stat().st_mtime_ns == written
+    assert capsys.readouterr().err == library.COMPILING + "\n"
+
+
+@pytest.mark.parametrize(
+    "machine, features, kind",
+    [
+        ("x86_64", compiler.LEVELS["x86-64-v4"] | {"sse"}, "x86-64-v4"),
+        ("x86_64", compiler.V3 | {"avx512f"}, "x86-64-v3"),
+        ("x86_64", compiler.V3 - {"fma"}, None),
+        ("aarch64", set(), "aarch64"),
+    ],
+)
+def test_the_kind_of_a_cpu(monkeypatch, machine, features, kind):
+    monkeypatch.setattr(compiler.platform, "machine", lambda: machine)
+    monkeypatch.setattr(compiler, "_cpu_features", lambda: features)
+    assert compiler.kind_of_cpu() == kind
+    assert (library.why_not() == "this CPU has no AVX2") == (kind is None)
 
 
 @pytest.mark.parametrize("name, value", [("CXX", "no-such-compiler"), ("CXX", "false"), ("RNN_LM_NATIVE", "0")])

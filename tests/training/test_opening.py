@@ -41,41 +41,38 @@ def test_the_first_lines_are_those_of_the_run(text_file, tmp_path, trainer_of):
     ]
     gates = 3 * 16
     layers = sum(inputs * gates + 16 * gates + gates + 16 for inputs in (21, 16))
-    assert [*model_lines(trainer, building=False)] == [
+    assert [*model_lines(trainer)] == [
         f"model: gru, 2 layers of 16 units, {layers + 16 * 21 + 21:,} parameters",
         f"device: {jax.devices()[0].device_kind}",
         "machine code (C++ kernels): used",
         f"folder: {tmp_path / '0'}, a new run",
     ]
     trainer.runs[0].first_step = 1200
-    assert [*model_lines(trainer, building=True)][2:] == [
-        "machine code (C++ kernels): used; it is compiled now, once on this machine",
-        f"folder: {tmp_path / '0'}, resumed at step 1,200",
-    ]
+    assert [*model_lines(trainer)][-1] == f"folder: {tmp_path / '0'}, resumed at step 1,200"
     mlp = trainer_of(model__kind="mlp", model__context=4)
-    assert next(model_lines(mlp, building=False)).startswith("model: mlp over 4 tokens, 16 units, ")
+    assert next(model_lines(mlp)).startswith("model: mlp over 4 tokens, 16 units, ")
 
 
 @needs_compiler
 def test_why_there_is_no_machine_code(trainer_of, monkeypatch):
     plain, other = trainer_of(), trainer_of(model__layer_norm=True)
-    assert machine_code(other, building=False) == "used for the output layer alone"
+    assert machine_code(other) == "used for the output layer alone"
     half = trainer_of(model__layer_norm=True, model__dtype="bfloat16")
-    assert machine_code(half, building=False) == "not used, there is none for this model"
+    assert machine_code(half) == "not used, there is none for this model"
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "gpu")
-        assert machine_code(plain, building=False) == "not used, the device is not a CPU"
+        assert machine_code(plain) == "not used, the device is not a CPU"
     for name, value, why in [
         ("RNN_LM_NATIVE", "0", "RNN_LM_NATIVE is 0"),
         ("CXX", "no-such-compiler -x", "there is no C++ compiler no-such-compiler"),
     ]:
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            assert machine_code(plain, building=False) == f"not used, {why}"
+            assert machine_code(plain) == f"not used, {why}"
     with monkeypatch.context() as patch:
-        patch.setattr("rnn_lm.nn.cpu.library.is_available", lambda: False)
-        assert machine_code(plain, building=False) == "not used, it could not be compiled or loaded"
+        patch.setattr("rnn_lm.nn.cpu.library._loaded", False)
+        assert machine_code(plain) == "not used, it could not be compiled or loaded"
     with monkeypatch.context() as patch:
         patch.setattr(native, "cpu", None)
-        assert machine_code(plain, building=False) == "not used, the package has none"
-    assert machine_code(plain, building=False) == "used"
+        assert machine_code(plain) == "not used, the package has none"
+    assert machine_code(plain) == "used"

@@ -1,17 +1,12 @@
-"""The C++ of this folder as a library: compiled when first needed, and kept in `~/.cache/rnn_lm`."""
+"""The C++ of this folder as a library: a wheel's, or one that is compiled when first needed, in `~/.cache/rnn_lm`."""
 
 import ctypes
-import hashlib
 import os
-import platform
-import shlex
-import shutil
 import subprocess
-import tempfile
+import sys
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +15,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from rnn_lm.nn.arrays import alike
+from rnn_lm.nn.cpu.compiler import FOLDER, compile_to, compiler, file_name, has_compiler, kind_of_cpu
 
-FOLDER = Path(__file__).parent
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC"]
 SYMBOLS = {"rnn_lm_forward": "RnnLmForward", "rnn_lm_backward": "RnnLmBackward", "rnn_lm_output": "RnnLmOutput"}
+COMPILING = "compiling the C++ kernels, once on this machine (RNN_LM_NATIVE=0 does without them) …"
 _lock = threading.RLock()
 _loaded: bool | None = None  # None: not tried yet
 
 
 def is_wanted() -> bool:
     """Whether programs that are traced now may call the library: asked each time, and cheap."""
-    return os.environ.get("RNN_LM_NATIVE") != "0" and _loaded is not False and _is_there(*_compiler()[:1])
+    return not why_not()
 
 
 def is_available() -> bool:
@@ -55,12 +50,8 @@ def absent(dtype: Any = jnp.float32) -> Array:
 
 
 def why_not() -> str:
-    """Why the library is not available; an empty text where it is. Waits until it is compiled."""
-    if os.environ.get("RNN_LM_NATIVE") == "0":
-        return "RNN_LM_NATIVE is 0"
-    if not _is_there(_compiler()[0]):
-        return f"there is no C++ compiler {_compiler()[0]}"
-    return "" if is_available() else "it could not be compiled or loaded"
+    """Why the library is not available; an empty text where it is, or is being compiled."""
+    return _obstacle() or ("it could not be compiled or loaded" if _loaded is False else "")
 
 
 def version() -> str:
@@ -80,52 +71,36 @@ def _load(path: Path) -> bool:
 
 
 def build() -> Path | None:
-    """The library's file, compiled (in about 8 seconds) if it is not there yet; None where that cannot be done."""
-    compiler = _compiler()
-    if os.environ.get("RNN_LM_NATIVE") == "0" or not _is_there(compiler[0]):
+    """The library's file, compiled (in about 5 seconds) if it is not there yet; None where that cannot be done."""
+    kind = kind_of_cpu()
+    if kind is None or _obstacle():
         return None
-    run = partial(subprocess.run, check=True, capture_output=True, timeout=120)
     with _lock:
+        if (packaged := _packaged(kind)) is not None:
+            return packaged
         try:
-            # Another source, JAX, compiler or CPU makes another library.
-            about = _sources(), compiler, FLAGS, jax.lib.__version__, run([*compiler, "--version"]).stdout, _cpu()
-            name = f"kernels-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.so"
-            path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnn_lm" / name
-            if path.exists():
-                return path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                made = Path(folder) / name
-
-                def compiled(source: Path) -> str:
-                    out = str(Path(folder) / f"{source.stem}.o")
-                    run([*compiler, *FLAGS, f"-isystem{jax.ffi.include_dir()}", "-c", str(source), "-o", out])
-                    return out
-
-                with ThreadPoolExecutor() as pool:
-                    objects = list(pool.map(compiled, sorted(FOLDER.glob("*.cc"))))
-                run([*compiler, *FLAGS, "-shared", *objects, "-o", str(made)])
-                made.replace(path)
+            path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnn_lm" / file_name(kind)
+            if not path.exists():
+                print(COMPILING, file=sys.stderr)
+                compile_to(path, kind, include=jax.ffi.include_dir())
         except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: nobody's home
             return None
         return path
 
 
-def _sources() -> list[bytes]:
-    return [path.read_bytes() for pattern in ("*.h", "*.cc") for path in sorted(FOLDER.glob(pattern))]
-
-
-def _compiler() -> list[str]:
-    return shlex.split(os.environ.get("CXX") or "c++")
+def _obstacle() -> str:
+    """Why there can be no library, without a try; else an empty text."""
+    kind = kind_of_cpu()
+    if os.environ.get("RNN_LM_NATIVE") == "0":
+        return "RNN_LM_NATIVE is 0"
+    if kind is None:
+        return "this CPU has no AVX2"
+    if _packaged(kind) is None and not has_compiler():
+        return f"there is no C++ compiler {compiler()[0]}"
+    return ""
 
 
 @cache
-def _is_there(compiler: str) -> bool:
-    return shutil.which(compiler) is not None
-
-
-def _cpu() -> tuple[str, str]:
-    """What code for this machine's own CPU depends on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return platform.machine(), next((line for line in lines if line.startswith(("flags", "Features"))), "")
+def _packaged(kind: str) -> Path | None:
+    """The library that came with the package."""
+    return next(FOLDER.glob(f"kernels-{kind}-*.so"), None)

@@ -1,0 +1,47 @@
+"""The C++ kernels and the experiments of a wheel; `pyproject.toml` has the rest."""
+
+import importlib.util
+import runpy
+from pathlib import Path
+
+from setuptools import Distribution, find_namespace_packages, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+KERNELS = "rnn_lm/nn/cpu"
+CPP = runpy.run_path(f"{KERNELS}/compiler.py")  # not imported: the package needs JAX
+KINDS = CPP["kinds_here"]() if CPP["has_compiler"]() else []
+STATIC = ("-static-libgcc", "-static-libstdc++")  # the library runs where there is no C++
+
+
+class BuildWithKernels(build_py):
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return  # compiled when first needed, as in a clone
+        for old in (Path(self.build_lib) / KERNELS).glob("kernels-*"):
+            old.unlink()  # of an earlier build in the same folder
+        jaxlib = importlib.util.find_spec("jaxlib")
+        for kind in KINDS:
+            path = Path(self.build_lib) / KERNELS / CPP["file_name"](kind)
+            self.announce(f"compiling {path.name}", level=2)
+            CPP["compile_to"](path, kind, include=str(Path(jaxlib.origin).parent / "include"), link=STATIC)
+
+
+class WheelOfAnyPython(bdist_wheel):
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]  # XLA calls the kernels, not Python
+
+
+class PackageWithKernels(Distribution):
+    def has_ext_modules(self):
+        return bool(KINDS)
+
+
+setup(
+    packages=[*find_packages(include=["rnn_lm*"]), "rnn_lm.experiments"]
+    + [f"rnn_lm.experiments.{name}" for name in find_namespace_packages("experiments")],
+    package_dir={"rnn_lm.experiments": "experiments"},
+    distclass=PackageWithKernels,
+    cmdclass={"build_py": BuildWithKernels, "bdist_wheel": WheelOfAnyPython},
+)
