@@ -1,6 +1,6 @@
-// Random recurrent and output layers through the kernels, cut for 1, 2, 5 and 64 threads: the same bits, and nothing
-// that is not a number. Arrays are as large as they have to be and no larger, and what must not be looked at is NaN or
-// an absurd number.
+// Random recurrent and output layers and texts through the kernels, cut for 1, 2, 5 and 64 threads: the same bits, and
+// nothing that is not a number. Arrays are as large as they have to be and no larger, and what must not be looked at is
+// NaN or an absurd number.
 
 #include <condition_variable>
 #include <cstdio>
@@ -17,6 +17,7 @@
 
 #include "layer.h"
 #include "output.h"
+#include "sample.h"
 
 using namespace rnn_lm;
 
@@ -223,6 +224,64 @@ struct OutputCase {
   }
 };
 
+struct SamplingCase {
+  Sampling sampling{};
+  std::deque<Floats> given;
+
+  explicit SamplingCase(int seed) {
+    std::mt19937 random(seed);
+    const auto pick = [&](std::initializer_list<int64_t> of) { return of.begin()[random() % of.size()]; };
+    const auto drawn = [&](int64_t count, float low = -0.5f, float high = 0.5f) -> const float* {
+      given.emplace_back(count);
+      for (float& f : given.back()) f = std::uniform_real_distribution<float>(low, high)(random);
+      return given.back().data();
+    };
+    Sampling& s = sampling;
+    const bool few = seed % 8 == 0;  // texts, so that units are divided
+    s.cell = pick({kTanh, kRelu, kIdentity, kGru, kLstm});
+    s.steps = pick({1, 2, 7, 12}), s.batch = few ? pick({1, 3, 5}) : pick({0, 1, 3, 8, 13, 50, 100});
+    s.v = pick({1, 2, 28, 65, 300}), s.top_k = pick({0, 0, 1, 5, 400}), s.tied = random() % 2;
+    given.push_back({float(pick({0, 1, 2})), random() % 2 ? 1.0f : 0.6f});
+    s.settings = given.back().data();
+    int64_t d = pick({1, 4, 17, 40});
+    s.embedding = random() % 2 ? drawn(s.v * d) : nullptr;
+    if (!s.embedding) d = s.v;
+    for (int64_t l = pick({1, 2, 3}); l > 0; --l) {
+      SampledLayer layer{};
+      const int64_t n = layer.n = few ? pick({260, 400}) : pick({1, 5, 8, 16, 23, 33, 70}), gn = s.gates() * n;
+      layer.d = d;
+      layer.w_xh = drawn(d * gn), layer.b_h = drawn(gn), layer.w_hh = drawn(n * gn), layer.h0 = drawn(s.batch * n);
+      layer.b_hn = s.cell == kGru ? drawn(n) : nullptr, layer.c0 = s.cell == kLstm ? drawn(s.batch * n) : nullptr;
+      s.layers.push_back(layer);
+      d = n;
+    }
+    s.w_hq = drawn(d * s.v), s.b_q = drawn(s.v), s.first = drawn(s.batch * s.v);
+    s.uniform = drawn(s.steps * s.batch, 0.0f, 0.999f);
+  }
+
+  std::string Words() const {
+    const Sampling& s = sampling;
+    return "text, cell " + std::to_string(s.cell) + ", layers " + std::to_string(s.layers.size()) + ", T " +
+           std::to_string(s.steps) + ", B " + std::to_string(s.batch) + ", V " + std::to_string(s.v) + ", H " +
+           std::to_string(s.layers[0].n) + ", top_k " + std::to_string(s.top_k) + ", top_p " +
+           std::to_string(s.settings[1]) + ", temperature " + std::to_string(s.settings[0]) + "\n";
+  }
+
+  Floats Run(Pool pool) const {
+    Sampling s = sampling;
+    Results results;
+    std::vector<int32_t> tokens(s.steps * s.batch, -1);
+    s.tokens = tokens.data(), s.logits = results.Make(s.batch * s.v);
+    for (SampledLayer& layer : s.layers) {
+      layer.h = results.Make(s.batch * layer.n), layer.c = results.Make(s.cell == kLstm ? s.batch * layer.n : 0);
+    }
+    Sample(pool, s);
+    Floats joined = results.Joined();
+    joined.insert(joined.end(), tokens.begin(), tokens.end());
+    return joined;
+  }
+};
+
 // Whether a case has the same bits whatever the threads; says where it has not.
 template <typename Case>
 bool IsSame(const Case& one, int seed, const std::vector<Pool>& pools) {
@@ -246,14 +305,20 @@ int main(int count, char** arguments) {
   const int cases = count > 1 ? std::atoi(arguments[1]) : 200;
   Threads two(2), five(5), many(64);
   const std::vector<Pool> pools = {{&two, 2}, {&five, 5}, {&many, 64}};
-  int divided = 0;
+  int divided = 0, of_texts = 0;
   for (int seed = 0; seed < cases; ++seed) {
     const Case one(seed);
-    if (!IsSame(one, seed, pools) || !IsSame(OutputCase(seed), seed, pools)) return 1;
-    for (const Pool& pool : pools) divided += Cut(one.layer, pool.count).unit_parts > 1;
+    const SamplingCase text(seed);
+    if (!IsSame(one, seed, pools) || !IsSame(OutputCase(seed), seed, pools) || !IsSame(text, seed, pools)) return 1;
+    for (const Pool& pool : pools) {
+      divided += Cut(one.layer, pool.count).unit_parts > 1;
+      of_texts += SamplingCut(text.sampling, pool.count).unit_parts > 1;
+    }
   }
-  if (cases >= 16 && divided == 0) return std::printf("units were never divided\n"), 1;
-  std::printf("%d layers of both kinds have the same bits by 1, 2, 5 and 64 threads; units were divided %d times\n",
-              cases, divided);
+  if (cases >= 16 && (divided == 0 || of_texts == 0)) return std::printf("units were never divided\n"), 1;
+  std::printf(
+      "%d layers of both kinds and texts have the same bits by 1, 2, 5 and 64 threads; units were divided %d "
+      "and %d times\n",
+      cases, divided, of_texts);
   return 0;
 }

@@ -1,8 +1,8 @@
 """The kernels of `rnn_lm/nn/cpu` under the sanitizers of the C++ compiler: addresses, undefined behaviour, threads.
 
-Random layers of all cells, inputs and masks, and output layers, run forward and backward, cut for 1, 2, 5 and 64
-threads, with the tiles of this CPU and those of AVX-512. All must have the same bits, read nothing past an end and race
-for nothing.
+Random layers of all cells, inputs and masks, and output layers, run forward and backward, and texts, cut for 1, 2, 5
+and 64 threads, with the tiles of this CPU and those of AVX-512. All must have the same bits, read nothing past an end
+and race for nothing.
 
 python -m benchmarks.sanitize [--cases=200]
 """

@@ -33,7 +33,8 @@ ARROWS = {
 # Inside these a module knows only those that stand before it.
 INSIDE = {
     "nn": ["initializers", "arrays", "truncation", "activations", "controls", "cell", "registry", "cells", "stack",
-           "checks", "scan", "choice", "cpu", "gpu", "native", "fused", "window", "recurrence", "output", "models"],
+           "checks", "scan", "choice", "cpu", "gpu", "native", "fused", "window", "recurrence", "output", "models",
+           "sampling"],
     "runs": ["folder", "checkpoints", "record", "load"],
     "training": ["tbptt", "optimizers", "step", "run", "memory", "progress", "baselines", "loop", "profile", "opening",
                  "finish", "train"],

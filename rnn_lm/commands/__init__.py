@@ -88,7 +88,7 @@ def overview() -> str:
             "",
             paragraph(
                 f"With {DEBUG}=1 in the environment, an error also shows its traceback. With RNN_LM_NATIVE=0, JAX does "
-                "everything, and no C++ kernels are compiled. Compiled kernels and programs are kept in ~/.cache/rnn_lm."
+                "everything, without C++ kernels. Compiled kernels and programs are kept in ~/.cache/rnn_lm."
             ),
         ]
     )

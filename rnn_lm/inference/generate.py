@@ -1,4 +1,4 @@
-"""New text from a model, token by token, in a compiled scan."""
+"""New text from a model, token by token, in one compiled call."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,8 +12,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from rnn_lm.errors import NotFinite
 from rnn_lm.members import Members
+from rnn_lm.nn import native
 from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.models import LanguageModel
+from rnn_lm.nn.sampling import draw
 
 CALL_STEPS = 2000  # tokens in one compiled call; a signal can stop a generation between two calls
 
@@ -65,33 +67,15 @@ def generate_members(
     """`generate` for models that share a program, each with its own key."""
     members = Members(len(models))
     graphdefs, states = zip(*(nnx.split(model) for model in models), strict=True)
-    weights = members.stack(states)
-    sample_keys = members.stack([jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_samples)) for key in keys])
+    weights, stacked_keys = members.stack(states), members.stack(list(keys))
     steps = min(length, CALL_STEPS)
-    draw = partial(_draw, graphdefs[0], members, steps=steps, top_k=top_k, top_p=top_p)
-    state = _read(graphdefs[0], members, weights, jnp.asarray(prompt, jnp.int32), num_samples=num_samples)
+    options: Any = {"steps": steps, "top_k": top_k, "top_p": top_p, "wanted": native.is_wanted()}
+    state = _read(graphdefs[0], members, weights, np.asarray(prompt, np.int32), num_samples=num_samples)
     tokens = []
     for start in range(0, length, steps):
-        state, drawn = draw(weights, sample_keys, state, temperature, start)
+        state, drawn = _draw(graphdefs[0], members, weights, stacked_keys, state, temperature, start, **options)
         tokens.append(members.unstack(np.asarray(drawn)))
     return [np.concatenate(parts)[:length].T for parts in zip(*tokens, strict=True)]
-
-
-def keep_likeliest(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
-    """Sets logits to −∞ outside the `top_k` likeliest tokens (0: all) and outside the nucleus of probability `top_p`.
-
-    The likeliest token always stays. Ties are broken in favour of smaller ids.
-
-    Reference: Holtzman et al., The curious case of neural text degeneration, ICLR 2020.
-    """
-    order = jnp.argsort(logits, axis=-1, descending=True)
-    rank = jnp.argsort(order, axis=-1)
-    keep = rank < (top_k or logits.shape[-1])
-    if top_p < 1:
-        probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1))
-        before = jnp.cumsum(probs, axis=-1) - probs  # total probability of likelier tokens
-        keep &= (rank == 0) | jnp.take_along_axis(before < top_p, rank, axis=-1)
-    return jnp.where(keep, logits, -jnp.inf)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "members", "num_samples"))
@@ -108,12 +92,12 @@ def _read(
     return members.map(one)(weights)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "members", "steps", "top_k", "top_p"))
+@partial(jax.jit, static_argnames=("graphdef", "members", "steps", "top_k", "top_p", "wanted"))
 def _draw(
     graphdef: nnx.GraphDef,
     members: Members,
     weights: nnx.State,
-    keys: Key[Array, "*M B"],
+    keys: Key[Array, "*M"],
     state: tuple[Carry, Float[Array, "*M B V"]],
     temperature: Float[Array, ""] | float,
     start: Int[Array, ""] | int,
@@ -121,35 +105,20 @@ def _draw(
     steps: int,
     top_k: int,
     top_p: float,
+    wanted: bool,
 ) -> tuple[tuple[Carry, Float[Array, "*M B V"]], Int[Array, "*M steps B"]]:
-    """Draws tokens `start` to `start + steps` in one scan."""
+    """Draws tokens `start` to `start + steps`."""
 
-    def one(weights: nnx.State, keys: Key[Array, " B"], state: tuple[Carry, Array]) -> tuple[tuple, Array]:
-        model = nnx.merge(graphdef, weights)
+    def one(weights: nnx.State, key: Key[Array, ""], state: tuple[Carry, Array]) -> tuple[tuple, Array]:
+        model, (carry, logits) = nnx.merge(graphdef, weights), state
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(logits)))
 
-        def uniform(t):
+        def uniform(t: Array) -> Array:
             return jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in, (0, None))(keys, t))
 
-        def step(state, u):
-            carry, logits = state
-            logits = logits.at[:, 0].set(-jnp.inf)  # never <unk>
-            logits -= jnp.max(logits, axis=-1, keepdims=True)  # no temperature can overflow then
-            scaled = logits / jnp.where(temperature > 0, temperature, 1)
-            if top_k or top_p < 1:
-                scaled = keep_likeliest(scaled, top_k, top_p)
-            tokens = jnp.where(temperature > 0, _at_quantile(jnp.exp(scaled), u), jnp.argmax(logits, axis=-1))
-            carry, logits = model(carry, tokens[None])
-            return (carry, logits[0]), tokens
-
-        return jax.lax.scan(step, state, jax.vmap(uniform)(start + jnp.arange(steps)))
+        numbers = jax.vmap(uniform)(start + jnp.arange(steps))
+        options: Any = {"top_k": top_k, "top_p": top_p, "wanted": wanted}
+        carry, logits, tokens = draw(model, carry, logits, numbers, jnp.asarray(temperature, jnp.float32), **options)
+        return (carry, logits), tokens
 
     return members.map(one)(weights, keys, state)
-
-
-def _at_quantile(weights: Float[Array, "B V"], u: Float[Array, " B"]) -> Int[Array, " B"]:
-    """Token v with probability ∝ its weight: the first whose cumulative share exceeds u ∈ [0, 1).
-
-    Takes one random number per draw; the Gumbel-max trick takes V.
-    """
-    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)  # rounding never selects a weight of 0
-    return jnp.argmax(cumulative > u[:, None] * cumulative.max(axis=-1, keepdims=True), axis=-1)

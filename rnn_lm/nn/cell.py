@@ -226,16 +226,16 @@ def as_inputs(
     return (inputs.astype(cell.param_dtype) if whole or inputs.dtype == jnp.bool_ else inputs), ids
 
 
-def overrides(cell: nnx.RNNCellBase, *methods: str) -> bool:
-    """Whether a cell, or its class, overrides any of these methods of the package.
+def overrides(module: nnx.Module, *methods: str) -> bool:
+    """Whether a cell or a model, or its class, overrides any of these methods of the package.
 
     Both the class and the function must be ours: classes get patched, and `functools.wraps` copies `__module__`.
     """
 
     def is_ours(name: str) -> bool:
-        home = next(cls for cls in type(cell).__mro__ if name in vars(cls))
+        home = next(cls for cls in type(module).__mro__ if name in vars(cls))
         places = home.__module__, getattr(vars(home)[name], "__module__", "")
-        return name not in vars(cell) and all(place.startswith("rnn_lm.nn.") for place in places)
+        return name not in vars(module) and all(place.startswith("rnn_lm.nn.") for place in places)
 
     return not all(map(is_ours, methods))
 

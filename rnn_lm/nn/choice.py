@@ -68,7 +68,7 @@ def choice(
 
 
 def is_in(program: str, what: str) -> bool:
-    """Whether the text of a traced program has a choice of machine code for "recurrence" or "output layer"."""
+    """Whether the text of a traced program chooses machine code for "recurrence", "output layer" or "sampling"."""
     return f"what={what}" in program
 
 

@@ -15,4 +15,4 @@ def test_the_kernels_are_clean(monkeypatch, capsys):
     assert sanitize.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
-    assert all("layers of both kinds have the same bits by 1, 2, 5 and 64 threads" in line for line in lines)
+    assert all("layers of both kinds and texts have the same bits by 1, 2, 5 and 64 threads" in line for line in lines)

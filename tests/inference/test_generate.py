@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from rnn_lm.inference import generate as module
-from rnn_lm.inference.generate import generate, generate_members, keep_likeliest
+from rnn_lm.inference.generate import generate, generate_members
 from rnn_lm.nn.models import RNNLM
 
 PROMPT = np.array([1, 2, 3])
@@ -75,30 +75,6 @@ def test_the_same_seed_gives_the_same_text_and_more_samples_leave_the_first_alon
     several = draw(model, num_samples=3)
     np.testing.assert_array_equal(several[0], draw(model)[0])
     assert (several[1] != several[0]).any()
-
-
-def test_top_k_and_top_p():
-    logits = jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]]))
-    kept = lambda *limits: np.flatnonzero(np.isfinite(keep_likeliest(logits, *limits)[0])).tolist()  # noqa: E731
-    assert kept(0, 1.0) == [0, 1, 2, 3]
-    assert kept(2, 1.0) == [1, 3]
-    assert kept(9, 1.0) == [0, 1, 2, 3]
-    assert kept(0, 0.65) == [1, 3]
-    assert kept(0, 0.75) == [1, 2, 3]
-    assert kept(0, 0.01) == kept(1, 1.0) == [1]
-    assert kept(1, 0.9) == [1]
-    logits = jnp.zeros((1, 5))  # ties: no more than were asked for
-    assert kept(2, 1.0) == [0, 1]
-    assert kept(0, 0.5) == [0, 1, 2]
-
-
-def test_a_token_without_weight_is_never_drawn():
-    kept = np.random.default_rng(0).random((200, 300)) < 0.1
-    weights = jnp.where(kept, jax.random.uniform(jax.random.key(0), kept.shape), 0.0)
-    for u in (0.0, 0.3, 1 - 2**-24):
-        tokens = module._at_quantile(weights, jnp.full(200, u))
-        assert kept[np.arange(200), tokens].all()
-    assert (module._at_quantile(weights, jnp.zeros(200)) == kept.argmax(-1)).all()
 
 
 def test_several_models_at_once_write_what_each_writes_alone():

@@ -181,8 +181,10 @@ import hashlib, jax, jax.numpy as jnp
 from flax import nnx
 from rnn_lm.nn import native
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
+from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.output import OutputLayer
 from rnn_lm.nn.recurrence import unroll
+from rnn_lm.nn.sampling import draw
 
 assert native.is_available()
 digest = hashlib.sha256()
@@ -198,6 +200,12 @@ loss = lambda layer, h: layer.mean_nll(h, labels)
 layer = OutputLayer(jax.random.normal(jax.random.key(3), (1600, 40)), jnp.zeros(1600), tied=True)  # three blocks
 for leaf in jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(layer, h)):
     digest.update(jax.device_get(leaf).tobytes())
+for cell, batch, hidden in [("gru", 30, 40), ("lstm", 3, 260)]:
+    model = RNNLM(65, hidden, cell=cell, num_layers=2, rngs=nnx.Rngs(0))
+    start = model.initialize_carry(batch), jnp.zeros((batch, 65)), jax.random.uniform(jax.random.key(4), (20, batch))
+    run = jax.jit(lambda *given: draw(model, *given, top_k=9, top_p=1.0, wanted=True))
+    for leaf in jax.tree.leaves(run(*start, jnp.float32(1))):
+        digest.update(jax.device_get(leaf).tobytes())
 print(digest.hexdigest())
 """
 

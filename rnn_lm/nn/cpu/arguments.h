@@ -65,6 +65,8 @@ class Arguments {
  public:
   explicit Arguments(const XLA_FFI_CallFrame* frame) : frame_(frame) {}
 
+  int64_t count() const { return frame_->args.size; }
+
   // False, and an error, unless a call has so many of both.
   bool Have(int64_t arguments, int64_t results) {
     const bool have = frame_->args.size == arguments && frame_->rets.size == results;
@@ -75,13 +77,11 @@ class Arguments {
   // The data of the next argument or result; null, and no elements, where it is not needed.
   template <typename T = float>
   const T* In(const char* what, bool needed, std::initializer_list<int64_t> shape) {
-    constexpr auto type = std::is_same_v<T, bool>      ? XLA_FFI_DataType_PRED
-                          : std::is_same_v<T, int32_t> ? XLA_FFI_DataType_S32
-                                                       : XLA_FFI_DataType_F32;
-    return static_cast<const T*>(Checked(Argument(next_in_++), what, type, needed, shape));
+    return Checked<T>(Argument(next_in_++), what, needed, shape);
   }
-  float* Out(const char* what, bool needed, std::initializer_list<int64_t> shape) {
-    return static_cast<float*>(Checked(Result(next_out_++), what, XLA_FFI_DataType_F32, needed, shape));
+  template <typename T = float>
+  T* Out(const char* what, bool needed, std::initializer_list<int64_t> shape) {
+    return Checked<T>(Result(next_out_++), what, needed, shape);
   }
   bool IsThere(int64_t i) const { return Elements(Argument(i)) > 0; }
   bool IsMade(int64_t i) const { return Elements(Result(i)) > 0; }
@@ -115,12 +115,15 @@ class Arguments {
     return count;
   }
 
-  void* Checked(const XLA_FFI_Buffer& buffer, const char* what, XLA_FFI_DataType type, bool needed,
-                std::initializer_list<int64_t> shape) {
+  template <typename T>
+  T* Checked(const XLA_FFI_Buffer& buffer, const char* what, bool needed, std::initializer_list<int64_t> shape) {
+    constexpr auto type = std::is_same_v<T, bool>      ? XLA_FFI_DataType_PRED
+                          : std::is_same_v<T, int32_t> ? XLA_FFI_DataType_S32
+                                                       : XLA_FFI_DataType_F32;
     const bool is_shape = std::equal(buffer.dims, buffer.dims + buffer.rank, shape.begin(), shape.end());
     const bool fits = needed ? buffer.dtype == type && is_shape : Elements(buffer) == 0;
     if (!fits && ok()) wrong_ = std::string("the shape or the dtype of ") + what;
-    return needed ? buffer.data : nullptr;
+    return needed ? static_cast<T*>(buffer.data) : nullptr;
   }
 
   const XLA_FFI_CallFrame* frame_;

@@ -1,6 +1,7 @@
 // The equations of the three cells and their derivatives, for some units of one sequence at one time step.
 #pragma once
 
+#include "functions.h"
 #include "gemm.h"
 
 namespace rnn_lm {
@@ -21,29 +22,6 @@ inline void ForCell(int64_t cell, F f) {
 
 constexpr int64_t Gates(int64_t cell) { return cell == kLstm ? 4 : cell == kGru ? 3 : 1; }
 constexpr int64_t Saved(int64_t cell) { return cell == kLstm || cell == kGru ? 4 : 0; }
-
-// tanh, by the rational approximation that Eigen and XLA use; within a few ulp. Where it is clamped it rounds to 1.
-inline Vec Tanh(Vec x) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  const Vec limit = Vec{} + 7.99881172180175781f;
-#else
-  const Vec limit = Vec{} + 7.90531110763549805f;
-#endif
-  x = x < -limit ? -limit : x;
-  x = x > limit ? limit : x;
-  const Vec s = x * x;
-  Vec p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
-  p = p * s + -8.60467152213735e-11f;
-  p = p * s + 5.12229709037114e-08f;
-  p = p * s + 1.48572235717979e-05f;
-  p = p * s + 6.37261928875436e-04f;
-  p = p * s + 4.89352455891786e-03f;
-  Vec q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
-  q = q * s + 2.26843463243900e-03f;
-  q = q * s + 4.89352518554385e-03f;
-  return x * p / q;
-}
-inline Vec Sigmoid(Vec x) { return Tanh(x * 0.5f) * 0.5f + 0.5f; }
 
 // Pointers to the first of the units; entries of the gates are a stride apart. What a cell has no use for points
 // nowhere.

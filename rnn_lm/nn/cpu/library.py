@@ -17,7 +17,12 @@ from jaxtyping import Array
 from rnn_lm.nn.arrays import alike
 from rnn_lm.nn.cpu.compiler import FOLDER, compile_to, compiler, file_name, has_compiler, kind_of_cpu
 
-SYMBOLS = {"rnn_lm_forward": "RnnLmForward", "rnn_lm_backward": "RnnLmBackward", "rnn_lm_output": "RnnLmOutput"}
+SYMBOLS = {
+    "rnn_lm_forward": "RnnLmForward",
+    "rnn_lm_backward": "RnnLmBackward",
+    "rnn_lm_output": "RnnLmOutput",
+    "rnn_lm_sample": "RnnLmSample",
+}
 COMPILING = "compiling the C++ kernels, once on this machine (RNN_LM_NATIVE=0 does without them) …"
 _lock = threading.RLock()
 _loaded: bool | None = None  # None: not tried yet
@@ -38,9 +43,9 @@ def is_available() -> bool:
     return is_wanted()
 
 
-def call(name: str, results: Iterable[tuple[int, ...]], *arguments: Array, **attributes: Any) -> list[Array]:
-    """One of the library's functions: float32 results of these shapes."""
-    kinds = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
+def call(name: str, results: Iterable[Any], *arguments: Array, **attributes: Any) -> list[Array]:
+    """One of the library's functions: results of these shapes in float32, or of these `jax.ShapeDtypeStruct`s."""
+    kinds = [jax.ShapeDtypeStruct(kind, jnp.float32) if isinstance(kind, tuple) else kind for kind in results]
     return alike((jax.ffi.ffi_call(name, kinds)(*arguments, **attributes), arguments))[0]
 
 

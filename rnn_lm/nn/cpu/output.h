@@ -11,6 +11,7 @@
 #include <cmath>
 #include <vector>
 
+#include "functions.h"
 #include "gemm.h"
 #include "phases.h"
 
@@ -49,22 +50,6 @@ struct Share {
     column = at(j), columns = at(j + 1) - column;
   }
 };
-
-// e^x to 2 ulp for x ≤ 0, and 0 where it would be subnormal; infinite for x > 0, which only infinite logits have here.
-inline Vec Exp(Vec x) {
-  typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
-  const Vec low = Vec{} - 87.3365448f, zero = {}, shift = Vec{} + 12582912.0f;  // 1.5 · 2²³ rounds to whole numbers
-  const Vec bounded = x < low ? low : x, shifted = bounded * 1.44269504f + shift, n = shifted - shift;
-  const Vec r = MultiplyAdd(n, Vec{} + 2.12194440e-4f, MultiplyAdd(n, Vec{} - 0.693359375f, bounded));  // x − n ln 2
-  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Vec power = (Vec)(((Ints)shifted - (Ints)shift + 127) << 23);  // 2ⁿ
-  return x < low ? zero : x > zero ? zero + INFINITY : p * power;
-}
 
 // One thread's products, by blocks that stay in the caches.
 class Product {

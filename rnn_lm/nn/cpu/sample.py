@@ -1,0 +1,79 @@
+"""Text from a recurrent language model, drawn by the function of `sample.cc`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rnn_lm.nn.arrays import Carry, is_sharded
+from rnn_lm.nn.cell import Cell, is_hoisted, overrides
+from rnn_lm.nn.cells import GRUCell, kind_of
+from rnn_lm.nn.cpu.library import absent, call
+from rnn_lm.nn.cpu.recurrence import NUMBERS
+from rnn_lm.nn.stack import Stack
+
+TABLE = 256  # a vocabulary so small has all its embeddings multiplied by w_xh once, before the first step
+
+
+def is_for(model: Any, logits: Float[Array, "B V"]) -> bool:
+    """Whether the machine code draws from this `RNNLM`: plain cells of one kind, in float32. Nothing is sharded."""
+    if isinstance(model.cell, Stack) and overrides(model.cell, "__call__", "run_layers", "drop"):
+        return False
+    cells = _layers(model.cell)
+    if not all(map(_is_plain, cells)) or len(set(map(kind_of, cells))) > 1:
+        return False
+    output = model.output_layer
+    arrays = [logits, output.w, output.b, *(part for cell in cells for part in _weights(cell))]
+    arrays += [] if model.embedding is None else [model.embedding[...]]
+    dtypes = {jnp.dtype(part.dtype or jnp.float32) for part in (model, *cells, *arrays)}
+    return dtypes == {jnp.dtype(jnp.float32)} and not any(map(is_sharded, arrays))
+
+
+def draw(
+    model: Any,
+    carry: Carry,
+    logits: Float[Array, "B V"],
+    uniform: Float[Array, "steps B"],
+    temperature: Float[Array, ""],
+    *,
+    top_k: int,
+    top_p: float,
+) -> tuple[Carry, Float[Array, "B V"], Int[Array, "steps B"]]:
+    """The carry and the next logits after the last token, and the tokens."""
+    cells, output = _layers(model.cell), model.output_layer
+    kind, weights = kind_of(cells[0]), [_weights(cell) for cell in cells]
+    embedding = absent() if model.embedding is None else model.embedding[...]
+    if 0 < len(embedding) <= TABLE:
+        weights[0][0], embedding = embedding @ weights[0][0], absent()
+    settings = jnp.stack([temperature, jnp.asarray(top_p, temperature.dtype)])
+    arguments = [uniform, settings, logits, embedding, output.w, output.b]
+    results: list[Any] = [jax.ShapeDtypeStruct(uniform.shape, jnp.int32), logits.shape]
+    states = carry if isinstance(model.cell, Stack) else (carry,)
+    for of_cell, state in zip(weights, states, strict=True):
+        c, h = state if kind == "lstm" else (absent(), state)
+        arguments += [*of_cell, h, c]
+        results += [h.shape, c.shape]
+    tokens, logits, *made = call(
+        "rnn_lm_sample", results, *arguments, cell=NUMBERS[str(kind)], tied=output.tied, top_k=top_k
+    )
+    leaves = [x for h, c in zip(made[::2], made[1::2], strict=True) for x in ((c, h) if kind == "lstm" else (h,))]
+    return jax.tree.unflatten(jax.tree.structure(carry), leaves), logits, tokens
+
+
+def _layers(cell: Any) -> Sequence[Any]:
+    return list(cell.cells) if isinstance(cell, Stack) else [cell]
+
+
+def _is_plain(cell: Any) -> bool:
+    """Whether a step is the equations of one of the three cells."""
+    if not isinstance(cell, Cell) or not is_hoisted(cell) or kind_of(cell) not in NUMBERS:
+        return False
+    resets_before = isinstance(cell, GRUCell) and not cell.reset_after
+    return not overrides(cell, "step", "recur", "product", "project") and not resets_before
+
+
+def _weights(cell: Any) -> list[Array]:
+    b_hn = cell.b_hn[...] if isinstance(cell, GRUCell) else absent()
+    return [cell.w_xh[...], cell.b_h[...], cell.w_hh[...], b_hn]
