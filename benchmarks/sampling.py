@@ -34,7 +34,7 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
         "torch": TorchSampler(shape).run,
     }
     assert contenders["rnn_lm"]().size == contenders["torch"]().size == LENGTH * shape.batch
-    timings = interleaved(contenders, seconds)
+    timings = interleaved(contenders, seconds, pause=0.01)
     per_second = {name: LENGTH * shape.batch / timing.best for name, timing in timings.items()}
     medians = {name: LENGTH * shape.batch / timing.median for name, timing in timings.items()}
     return {"shape": shape.name, "tokens_per_second": per_second, "tokens_per_second_median": medians}
