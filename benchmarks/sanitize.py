@@ -1,7 +1,7 @@
 """The kernels of `rnn_lm/nn/cpu` under the sanitizers of the C++ compiler: addresses, undefined behaviour, threads.
 
 Random layers of all cells, inputs and masks, and output layers, run forward and backward, and texts, cut for 1, 2, 5
-and 64 threads, with the tiles of this CPU and those of AVX-512. All must have the same bits, read nothing past an end
+and 64 threads, with the tiles of this CPU and those of another. All must have the same bits, read nothing past an end
 and race for nothing.
 
 python -m benchmarks.sanitize [--cases=200]
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import rnn_lm.nn.cpu
+from rnn_lm.nn.cpu.compiler import kind_of_cpu
 
 SOURCE = Path(__file__).with_suffix(".cc")
 SANITIZERS = {
@@ -24,12 +25,13 @@ SANITIZERS = {
     "addresses, undefined behaviour": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "threads": ["-O1", "-g", "-fsanitize=thread"],
 }
+OTHER, LANES, ROWS = ("AVX2", 8, 6) if kind_of_cpu() == "x86-64-v4" else ("AVX-512", 16, 12)
 TILES = {
     "of this CPU": ["-march=native"],
-    "12 × 32, of AVX-512": [
+    f"of {OTHER}": [
         "-march=native",
-        "-DRNN_LM_LANES=16",
-        "-DRNN_LM_ROWS=12",
+        f"-DRNN_LM_LANES={LANES}",
+        f"-DRNN_LM_ROWS={ROWS}",
         "-Wno-psabi",
         "-ffp-contract=off",
     ],
@@ -39,8 +41,9 @@ TILES = {
 def build(folder: str, flags: list[str]) -> str:
     """The program's path."""
     compiler, out = shlex.split(os.environ.get("CXX") or "c++"), str(Path(folder) / "sanitize")
-    headers = f"-I{Path(rnn_lm.nn.cpu.__file__).parent}"
-    subprocess.run([*compiler, "-std=c++17", "-pthread", *flags, headers, str(SOURCE), "-o", out], check=True)
+    kernels = Path(rnn_lm.nn.cpu.__file__).parent
+    sources = [f"-I{kernels}", str(SOURCE), str(kernels / "gemm.cc")]
+    subprocess.run([*compiler, "-std=c++17", "-pthread", *flags, *sources, "-o", out], check=True)
     return out
 
 

@@ -31,7 +31,7 @@ def measure(shape: Shape, seconds: float) -> dict[str, Any]:
     for name, trainer in trainers.items():
         first = trainer.run()  # all start as good as guessing, which shows that they do the same work
         assert abs(first - np.log(shape.vocab_size)) < 1.0, f"{name} starts with a loss of {first}"
-    timings = interleaved({name: trainer.run for name, trainer in trainers.items()}, seconds)
+    timings = interleaved({name: trainer.run for name, trainer in trainers.items()}, seconds, pause=0.01)
     result: dict[str, Any] = {
         "shape": shape.name,
         "steps_per_dispatch": count,

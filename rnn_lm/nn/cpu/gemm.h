@@ -49,6 +49,19 @@ inline Vec MultiplyAdd(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// All lanes in one, by halves: f takes vectors, and numbers at last.
+template <typename V, typename F>
+inline float Reduced(V v, F f) {
+  if constexpr (sizeof(V) == 4 * sizeof(float)) {
+    return f(f(v[0], v[1]), f(v[2], v[3]));
+  } else {
+    typedef float Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half halves[2];
+    std::memcpy(halves, &v, sizeof(V));
+    return Reduced(f(halves[0], halves[1]), f);
+  }
+}
+
 inline int64_t DividedUp(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 // Calls f(i, load, store) for i = 0, lanes, … < n: whole vectors, and the last few entries by way of a buffer.
@@ -81,40 +94,6 @@ inline Buffer MakeBuffer(int64_t floats) {
   void* memory = std::aligned_alloc(64, DividedUp(std::max<int64_t>(floats, 1), 16) * 64);
   if (!memory) throw std::bad_alloc();
   return Buffer(static_cast<float*>(memory));
-}
-
-// The factors of a tile: of rows of the left matrix, or of a copy that has those of one step side by side.
-template <int kM>
-struct OfRows {
-  const float* rows[kM];
-  float operator()(int m, int64_t i) const { return rows[m][i]; }
-};
-template <int kM>
-struct OfCopy {
-  const float* copy;
-  float operator()(int m, int64_t i) const { return copy[i * kM + m]; }
-};
-
-// out [kM, kV vectors] (+)= factors [kM, k] times a panel [k, kV vectors].
-template <int kM, int kV, typename Factors>
-inline void Tile(Factors factors, const float* panel, int64_t k, float* out, int64_t ldo, bool add) {
-  Vec sums[kM][kV] = {};
-  for (int64_t i = 0; i < k; ++i) {
-    Vec b[kV];
-    for (int v = 0; v < kV; ++v) b[v] = Load(panel + (i * kV + v) * kLanes);
-#pragma GCC unroll 16
-    for (int m = 0; m < kM; ++m) {
-      const Vec factor = factors(m, i) - Vec{};  // in all lanes
-      for (int v = 0; v < kV; ++v) sums[m][v] = MultiplyAdd(factor, b[v], sums[m][v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < kM; ++m) {
-    for (int v = 0; v < kV; ++v) {
-      float* at = out + m * ldo + v * kLanes;
-      Store(at, add ? Load(at) + sums[m][v] : sums[m][v]);
-    }
-  }
 }
 
 // Calls f(std::integral_constant<int, m>) for the m from 1 to kRows that is asked for.
@@ -165,18 +144,19 @@ inline void FillPanel(float* to, Matrix w, int64_t k, int64_t width, int64_t str
   CopyColumns(to, w, k, width, stride);
 }
 
-// out [rows, vectors] (+)= the columns [begin, begin + k) of a, times a panel [k, vectors].
-inline void MultiplyPanel(const float* const* a, int64_t rows, int64_t begin, const float* panel, int vectors,
-                          int64_t k, float* out, int64_t ldo, bool add) {
+// out [rows, vectors] (+)= the columns [begin, begin + k) of rows a, times a panel [k, vectors], one or two.
+void MultiplyRows(const float* const* a, int64_t begin, int64_t rows, int64_t k, const float* panel, int vectors,
+                  float* out, int64_t ldo, bool add);
+
+// out [rows, kPanel] (+)= a left matrix [rows, k] that `CopyFactors` has copied, times a panel [k, kPanel].
+void MultiplyCopy(const float* copy, int64_t rows, int64_t k, const float* panel, float* out, int64_t ldo, bool add);
+
+// Copies a left matrix [rows, k], given as columns, as tiles read it: those of r rows begin at to + r · k.
+template <typename ColumnOf>
+inline void CopyFactors(float* to, int64_t rows, int64_t k, ColumnOf column_of) {
   InParts(rows, kRows, [&](int64_t r0, int64_t r1) {
     WithRows(r1 - r0, [&](auto m) {
-      OfRows<m()> factors;
-      for (int r = 0; r < m(); ++r) factors.rows[r] = a[r0 + r] + begin;
-      if (vectors == 2) {
-        Tile<m(), 2>(factors, panel, k, out + r0 * ldo, ldo, add);
-      } else {
-        Tile<m(), 1>(factors, panel, k, out + r0 * ldo, ldo, add);
-      }
+      for (int64_t i = 0; i < k; ++i) std::memcpy(to + r0 * k + i * m(), column_of(i) + r0, m() * sizeof(float));
     });
   });
 }
@@ -205,12 +185,12 @@ class Packed {
   }
 
   // out [rows, vectors] (+)= a [rows, k] times the panel of a gate; a's rows may lie anywhere.
-  __attribute__((noinline)) void Multiply(const float* const* a, int64_t rows, int64_t panel, int64_t gate, float* out,
-                                          int64_t ldo, bool add = false) const {
+  void Multiply(const float* const* a, int64_t rows, int64_t panel, int64_t gate, float* out, int64_t ldo,
+                bool add = false) const {
     const int vectors = Vectors(panel);
     InParts(k_, kDepth, [&](int64_t begin, int64_t end) {
       const float* from = At(panel, gate) + begin * vectors * kLanes;
-      MultiplyPanel(a, rows, begin, from, vectors, end - begin, out, ldo, add || begin > 0);
+      MultiplyRows(a, begin, rows, end - begin, from, vectors, out, ldo, add || begin > 0);
     });
   }
 
@@ -227,22 +207,11 @@ class Transposed {
   template <typename RowOf>
   void Fill(int64_t rows, RowOf row_of) {
     rows_ = rows;
-    InParts(k_, kRows, [&](int64_t begin, int64_t end) {
-      WithRows(end - begin, [&](auto m) {
-        float* to = copy_.get() + begin * rows;
-        for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * m(), row_of(r) + begin_ + begin, m() * sizeof(float));
-      });
-    });
+    CopyFactors(copy_.get(), k_, rows, [&](int64_t r) { return row_of(r) + begin_; });
   }
 
   // sums [k, kPanel] += aᵀ d, where d is [rows, kPanel]
-  __attribute__((noinline)) void AddProduct(const float* d, float* sums) const {
-    InParts(k_, kRows, [&](int64_t begin, int64_t end) {
-      WithRows(end - begin, [&](auto m) {
-        Tile<m(), 2>(OfCopy<m()>{copy_.get() + begin * rows_}, d, rows_, sums + begin * kPanel, kPanel, true);
-      });
-    });
-  }
+  void AddProduct(const float* d, float* sums) const { MultiplyCopy(copy_.get(), k_, rows_, d, sums, kPanel, true); }
 
  private:
   int64_t begin_, k_, rows_ = 0;

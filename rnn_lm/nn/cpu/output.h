@@ -54,7 +54,7 @@ struct Share {
 // One thread's products, by blocks that stay in the caches.
 class Product {
  public:
-  Product() : panels_(MakeBuffer(kDepth * kColumns)), rows_(MakeBuffer(kRowsAtOnce * kDepth)) {}
+  Product() : panels_(MakeBuffer(kDepth * kColumns)), copy_(MakeBuffer(kRowsAtOnce * kDepth)) {}
 
   // c [rows, columns] (+)= a [rows, k] b [k, columns]. Where c is padded, its last panel may be written past its end.
   void operator()(int64_t rows, int64_t columns, int64_t k, Matrix a, Matrix b, float* c, int64_t ldc, bool add,
@@ -63,48 +63,42 @@ class Product {
       const int64_t width = std::min(columns - j, kColumns);
       InParts(k, kDepth, [&](int64_t begin, int64_t end) {
         for (int64_t p = 0; p < width; p += kPanel) {
-          FillPanel(Panel(p, end - begin), b.From(begin, j + p), end - begin, std::min<int64_t>(kPanel, width - p),
-                    kPanel);
+          FillPanel(panels_.get() + p * (end - begin), b.From(begin, j + p), end - begin,
+                    std::min<int64_t>(kPanel, width - p), kPanel);
         }
         InParts(rows, kRowsAtOnce, [&](int64_t r0, int64_t r1) {
-          const Matrix block = RowsOf(a.From(r0, begin), r1 - r0, end - begin);
-          const float* from[kRowsAtOnce];
-          for (int64_t r = 0; r < r1 - r0; ++r) from[r] = block.data + r * block.row;
-          for (int64_t p = 0; p < width; p += kPanel) {
-            const bool whole = padded || width - p >= kPanel, adding = add || begin > 0;
-            float* to = c + r0 * ldc + j + p;
-            if (whole) {
-              MultiplyPanel(from, r1 - r0, 0, Panel(p, end - begin), 2, end - begin, to, ldc, adding);
-            } else {
-              float last[kRowsAtOnce * kPanel];
-              MultiplyPanel(from, r1 - r0, 0, Panel(p, end - begin), 2, end - begin, last, kPanel, false);
-              for (int64_t r = 0; r < r1 - r0; ++r) {
-                for (int64_t i = 0; i < width - p; ++i)
-                  to[r * ldc + i] = last[r * kPanel + i] + (adding ? to[r * ldc + i] : 0.0f);
-              }
-            }
-          }
+          Multiply(r1 - r0, width, end - begin, a.From(r0, begin), c + r0 * ldc + j, ldc, add || begin > 0, padded);
         });
       });
     }
   }
 
  private:
-  float* Panel(int64_t column, int64_t k) { return panels_.get() + column * k; }
-
-  // A matrix whose rows lie as they are read: a copy of a transpose. `CopyColumns` takes a tenth longer at H 32.
-  Matrix RowsOf(Matrix a, int64_t rows, int64_t k) {
-    if (a.column == 1) return a;
-    for (int64_t r = 0; r < rows; r += kPanel) {
-      const int64_t count = std::min<int64_t>(kPanel, rows - r);
-      for (int64_t i = 0; i < k; ++i) {
-        for (int64_t q = 0; q < count; ++q) rows_[(r + q) * kDepth + i] = a.data[(r + q) * a.row + i * a.column];
+  // By the panels that are there.
+  void Multiply(int64_t rows, int64_t width, int64_t k, Matrix a, float* c, int64_t ldc, bool add, bool padded) {
+    const float* from[kRowsAtOnce];
+    const bool has_rows = a.column == 1;
+    for (int64_t r = 0; has_rows && r < rows; ++r) from[r] = a.data + r * a.row;
+    if (!has_rows) CopyFactors(copy_.get(), rows, k, [&](int64_t i) { return a.data + i * a.column; });
+    const auto multiply = [&](const float* panel, float* to, int64_t ld, bool adding) {
+      has_rows ? MultiplyRows(from, 0, rows, k, panel, 2, to, ld, adding)
+               : MultiplyCopy(copy_.get(), rows, k, panel, to, ld, adding);
+    };
+    for (int64_t p = 0; p < width; p += kPanel) {
+      const float* panel = panels_.get() + p * k;
+      if (padded || width - p >= kPanel) {
+        multiply(panel, c + p, ldc, add);
+        continue;
+      }
+      float last[kRowsAtOnce * kPanel];
+      multiply(panel, last, kPanel, false);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = p; i < width; ++i) c[r * ldc + i] = last[r * kPanel + i - p] + (add ? c[r * ldc + i] : 0.0f);
       }
     }
-    return {rows_.get(), kDepth, 1};
   }
 
-  Buffer panels_, rows_;
+  Buffer panels_, copy_;
 };
 
 template <typename Pool>
@@ -114,20 +108,18 @@ void ComputeOutput(Pool pool, const Output& o) {
   const int64_t block = std::min({o.rows, most, std::max(kBlockRows, kLogits / std::max(ld, o.n))});
   const int64_t parts = o.rows * o.n * v < kLeastCall ? 1 : std::max<int64_t>(1, pool.num_threads());
   const Buffer logits = MakeBuffer(block * ld), bias = MakeBuffer(ld);
-  std::fill_n(std::copy_n(o.b, v, bias.get()), ld - v, 0.0f);
+  std::fill_n(std::copy_n(o.b, v, bias.get()), ld - v, -INFINITY);  // past the end there is no token
   std::vector<Product> products(parts);
 
   // Row r's nats, from its logits less the biases; these become the adjoints of the logits.
   const auto softmax = [&](int64_t r, float* l) {
     Vec highest = Vec{} - INFINITY, total = {};
-    std::fill_n(l + v, ld - v, -INFINITY);  // past the end there is no token
     for (int64_t j = 0; j < ld; j += kLanes) {
       const Vec x = Load(l + j) + Load(bias.get() + j);
       Store(l + j, x);
       highest = x > highest ? x : highest;
     }
-    float most = highest[0], sum = 0;
-    for (int i = 1; i < kLanes; ++i) most = std::max(most, highest[i]);
+    float most = Reduced(highest, [](auto a, auto b) { return a > b ? a : b; });
     if (!std::isfinite(most)) most = 0;
     const int64_t label = o.labels[r] < 0 ? o.labels[r] + v : o.labels[r];  // as JAX: negative ones count from the end,
     const bool known = 0 <= label && label < v;                             // others are not a number
@@ -137,7 +129,7 @@ void ComputeOutput(Pool pool, const Output& o) {
       total += e;
       if (o.weights) Store(l + j, e);
     }
-    for (int i = 0; i < kLanes; ++i) sum += total[i];
+    const float sum = Reduced(total, [](auto a, auto b) { return a + b; });
     o.nll[r] = most + std::log(sum) - of_label;
     if (!o.weights) return;
     const float scale = o.weights[r] / sum;
@@ -178,11 +170,17 @@ void ComputeOutput(Pool pool, const Output& o) {
                 o.d_w + s.row * v + s.column, v, add);
       }
       if (o.d_b) {
-        const int64_t panels = ld / kPanel, from = panels * part / parts * kPanel;
-        const int64_t to = std::min(v, panels * (part + 1) / parts * kPanel);
-        if (!add) std::fill(o.d_b + from, o.d_b + to, 0.0f);
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t j = from; j < to; ++j) o.d_b[j] += logits[r * ld + j];
+        const int64_t panels = ld / kPanel;
+        for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
+          Vec sums[2] = {};
+          for (int64_t r = 0; r < rows; ++r) {
+            const float* from = logits.get() + r * ld + panel * kPanel;
+            sums[0] += Load(from), sums[1] += Load(from + kLanes);
+          }
+          float* to = o.d_b + panel * kPanel;
+          Lanes(std::min<int64_t>(kPanel, v - panel * kPanel), [&](int64_t j, auto load, auto store) {
+            store(to + j, add ? load(to + j) + sums[j / kLanes] : sums[j / kLanes]);
+          });
         }
       }
     });

@@ -115,8 +115,7 @@ class Draw {
       const Vec x = Load(&x_[j]);
       highest = x > highest ? x : highest;
     }
-    float most = highest[0];
-    for (int i = 1; i < kLanes; ++i) most = std::max(most, highest[i]);
+    const float most = Reduced(highest, [](auto a, auto b) { return a > b ? a : b; });
     for (int64_t j = 0; j < padded_; j += kLanes) {
       const Vec x = (Load(&x_[j]) - most) / temperature_;  // no temperature can overflow then
       Store(&x_[j], x);
