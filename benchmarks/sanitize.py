@@ -26,15 +26,10 @@ SANITIZERS = {
     "threads": ["-O1", "-g", "-fsanitize=thread"],
 }
 OTHER, LANES, ROWS = ("AVX2", 8, 6) if kind_of_cpu() == "x86-64-v4" else ("AVX-512", 16, 12)
+SIZE = [f"-DRNN_LM_LANES={LANES}", f"-DRNN_LM_ROWS={ROWS}"]
 TILES = {
     "of this CPU": ["-march=native"],
-    f"of {OTHER}": [
-        "-march=native",
-        f"-DRNN_LM_LANES={LANES}",
-        f"-DRNN_LM_ROWS={ROWS}",
-        "-Wno-psabi",
-        "-ffp-contract=off",
-    ],
+    f"of {OTHER}": ["-march=native", *SIZE, "-Wno-psabi", "-ffp-contract=off"],
 }
 
 
