@@ -2,6 +2,8 @@
 
 import importlib.util
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import Distribution, find_namespace_packages, find_packages, setup
@@ -11,7 +13,8 @@ from setuptools.command.build_py import build_py
 KERNELS = "rnn_lm/nn/cpu"
 CPP = runpy.run_path(f"{KERNELS}/compiler.py")  # not imported: the package needs JAX
 KINDS = CPP["kinds_here"]() if CPP["has_compiler"]() else []
-STATIC = ("-static-libgcc", "-static-libstdc++")  # the library runs where there is no C++
+# The library runs where there is no C++.
+STATIC = ("-static-libgcc", "-static-libstdc++") if sys.platform == "linux" else ()
 
 
 class BuildWithKernels(build_py):
@@ -21,11 +24,14 @@ class BuildWithKernels(build_py):
             return  # compiled when first needed, as in a clone
         for old in (Path(self.build_lib) / KERNELS).glob("kernels-*"):
             old.unlink()  # of an earlier build in the same folder
-        jaxlib = importlib.util.find_spec("jaxlib")
+        include = str(Path(importlib.util.find_spec("jaxlib").origin).parent / "include")
         for kind in KINDS:
             path = Path(self.build_lib) / KERNELS / CPP["file_name"](kind)
             self.announce(f"compiling {path.name}", level=2)
-            CPP["compile_to"](path, kind, include=str(Path(jaxlib.origin).parent / "include"), link=STATIC)
+            try:
+                CPP["compile_to"](path, kind, include=include, link=STATIC)
+            except (OSError, subprocess.SubprocessError) as error:
+                self.warn(f"no kernels for {kind}: {CPP['reason_of'](error)}")
 
 
 class WheelOfAnyPython(bdist_wheel):

@@ -17,7 +17,7 @@ from rnn_lm.plugins import OPTIMIZERS
 
 # In a wheel the experiments are in the package, in a clone beside it.
 _PACKAGE = Path(__file__).parent
-EXPERIMENTS = next(folder for folder in (_PACKAGE / "experiments", _PACKAGE.parent / "experiments") if folder.is_dir())
+EXPERIMENTS = (_PACKAGE if (_PACKAGE / "experiments").is_dir() else _PACKAGE.parent) / "experiments"
 EXAMPLE = "for example --config=char"
 
 # Fields whose values users may add.
@@ -71,7 +71,7 @@ def _call(path: str, function: str) -> Any:
 def _file_of(name: str) -> Path:
     """A config file by its path, or one of the package's experiments by its name."""
     path, own = path_of(name), EXPERIMENTS / f"{name}.py"
-    return own if not path.exists() and own.is_file() else path
+    return own if not path.is_file() and own.is_file() else path
 
 
 def _reason(error: BaseException, path: str) -> str:

@@ -5,12 +5,14 @@
 import os
 import signal
 import sys
+from pathlib import Path
+
+from rnn_lm.cache import keep_programs
 
 # A test compiles much and computes little: less work for LLVM saves a fifth of the time.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 # What one test has compiled, other tests, processes and later runs take from there: a quarter of the time.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(".pytest_cache/programs"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+keep_programs(Path(".pytest_cache").absolute())
 
 import absl.logging
 import jaxtyping

@@ -114,7 +114,8 @@ def _draw(
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(logits)))
 
         def uniform(t: Array) -> Array:
-            return jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in, (0, None))(keys, t))
+            of_step = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+            return jax.vmap(partial(jax.random.uniform, dtype=jnp.float32))(of_step)
 
         numbers = jax.vmap(uniform)(start + jnp.arange(steps))
         options: Any = {"top_k": top_k, "top_p": top_p, "wanted": wanted}

@@ -102,6 +102,7 @@ def _scan(
         if top_k or top_p < 1:
             scaled = keep_likeliest(scaled, top_k, top_p)
         tokens = jnp.where(temperature > 0, at_quantile(jnp.exp(scaled), u), jnp.argmax(logits, axis=-1))
+        tokens = tokens.astype(jnp.int32)
         carry, logits = model(carry, tokens[None])
         return (carry, logits[0]), tokens
 

@@ -259,3 +259,18 @@ def test_a_token_without_weight_is_never_drawn():
         tokens = at_quantile(weights, jnp.full(200, u))
         assert kept[np.arange(200), tokens].all()
     assert (at_quantile(weights, jnp.zeros(200)) == kept.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("native_too", ["0", "1"])
+def test_double_precision_elsewhere_changes_no_token(monkeypatch, native_too):
+    monkeypatch.setenv("RNN_LM_NATIVE", native_too)
+    model, key = model_of("gru"), jax.random.key(0)
+    expected = generate(model, np.ones(2, np.int32), 20, key=key, num_samples=2)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(generate(model, np.ones(2, np.int32), 20, key=key, num_samples=2), expected)
+
+
+def test_a_cell_that_normalises_one_product_only_is_drawn_from_in_the_scan():
+    model = model_of("lstm")
+    model.cell.scale_x = nnx.Param(jnp.full(4 * 33, 0.5))
+    np.testing.assert_array_equal(drawn(model, True)[2], drawn(model, False)[2])

@@ -16,8 +16,8 @@
 
 namespace rnn_lm {
 
-// The version of the interface in JAX 0.10: what it has is all that is used here. Every JAX takes libraries of an older
-// version, so one that is compiled beside a newer JAX runs with all of them.
+// The version of the interface in JAX 0.10: what it has is all that is used here. JAX takes libraries of older
+// versions, not of newer ones, so one that is compiled beside a newer JAX runs with all that are supported.
 constexpr int kMajorVersion = 0, kMinorVersion = 3;
 
 // The threads of a call, as `RunPhases` takes them.
@@ -56,7 +56,7 @@ class ThreadPool {
   }
 
   const XLA_FFI_Api* api_;
-  XLA_FFI_ExecutionContext* context_;
+  decltype(XLA_FFI_CallFrame::ctx) context_;  // its type has another name in JAX 0.12
 };
 
 // The arrays of a call, by position, and its attributes. Python has checked all shapes before; what it overlooked must
@@ -87,15 +87,17 @@ class Arguments {
   bool IsMade(int64_t i) const { return Elements(Result(i)) > 0; }
   std::vector<int64_t> Shape(int64_t i) const { return {Argument(i).dims, Argument(i).dims + Argument(i).rank}; }
 
-  // A whole number or a boolean.
-  int64_t Attribute(const std::string& name) {
+  // A boolean, or a whole number from 0 to `most`.
+  int64_t Attribute(const std::string& name, int64_t most = INT64_MAX) {
     const XLA_FFI_Attrs& attributes = frame_->attrs;
     for (int64_t i = 0; i < attributes.size; ++i) {
       if (name != std::string(attributes.names[i]->ptr, attributes.names[i]->len)) continue;
       const auto* scalar = static_cast<const XLA_FFI_Scalar*>(attributes.attrs[i]);
       if (attributes.types[i] != XLA_FFI_AttrType_SCALAR) continue;
       if (scalar->dtype == XLA_FFI_DataType_PRED) return *static_cast<const bool*>(scalar->value);
-      if (scalar->dtype == XLA_FFI_DataType_S64) return *static_cast<const int64_t*>(scalar->value);
+      if (scalar->dtype != XLA_FFI_DataType_S64) continue;
+      const int64_t value = *static_cast<const int64_t*>(scalar->value);
+      if (0 <= value && value <= most) return value;
     }
     wrong_ = name;
     return 0;
@@ -137,6 +139,8 @@ XLA_FFI_Error* Answer(XLA_FFI_CallFrame* frame, Function function) noexcept {
   const auto* extension = frame->extension_start;
   if (extension && extension->type == XLA_FFI_Extension_Metadata) {
     XLA_FFI_Metadata* metadata = reinterpret_cast<const XLA_FFI_Metadata_Extension*>(extension)->metadata;
+    metadata->api_version.struct_size = XLA_FFI_Api_Version_STRUCT_SIZE;
+    metadata->api_version.extension_start = nullptr;
     metadata->api_version.major_version = kMajorVersion;
     metadata->api_version.minor_version = kMinorVersion;
     metadata->traits = 0;

@@ -73,6 +73,12 @@ def compile_to(path: Path, kind: str, *, include: str, link: tuple[str, ...] = (
         made.replace(path)
 
 
+def reason_of(error: Exception) -> str:
+    """Why nothing was made, in one line: the compiler's first words."""
+    said = getattr(error, "stderr", None) or b""
+    return next(iter(said.decode(errors="replace").splitlines()), str(error))
+
+
 _run = partial(subprocess.run, check=True, capture_output=True, timeout=300)
 
 

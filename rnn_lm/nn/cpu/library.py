@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from rnn_lm.nn.arrays import alike
-from rnn_lm.nn.cpu.compiler import FOLDER, compile_to, compiler, file_name, has_compiler, kind_of_cpu
+from rnn_lm.nn.cpu.compiler import FOLDER, compile_to, compiler, file_name, has_compiler, kind_of_cpu, reason_of
 
 SYMBOLS = {
     "rnn_lm_forward": "RnnLmForward",
@@ -44,7 +44,7 @@ def is_available() -> bool:
 
 
 def call(name: str, results: Iterable[Any], *arguments: Array, **attributes: Any) -> list[Array]:
-    """One of the library's functions: results of these shapes in float32, or of these `jax.ShapeDtypeStruct`s."""
+    """One of the library's functions. `results` are shapes, of float32, or `jax.ShapeDtypeStruct`s."""
     kinds = [jax.ShapeDtypeStruct(kind, jnp.float32) if isinstance(kind, tuple) else kind for kind in results]
     return alike((jax.ffi.ffi_call(name, kinds)(*arguments, **attributes), arguments))[0]
 
@@ -88,7 +88,8 @@ def build() -> Path | None:
             if not path.exists():
                 print(COMPILING, file=sys.stderr)
                 compile_to(path, kind, include=jax.ffi.include_dir())
-        except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: nobody's home
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: nobody's home
+            print(f"no C++ kernels, JAX does everything: {reason_of(error)}", file=sys.stderr)
             return None
         return path
 
@@ -99,7 +100,7 @@ def _obstacle() -> str:
     if os.environ.get("RNN_LM_NATIVE") == "0":
         return "RNN_LM_NATIVE is 0"
     if kind is None:
-        return "this CPU has no AVX2"
+        return "this CPU is not known to have AVX2"
     if _packaged(kind) is None and not has_compiler():
         return f"there is no C++ compiler {compiler()[0]}"
     return ""

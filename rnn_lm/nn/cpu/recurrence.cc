@@ -9,8 +9,8 @@ namespace {
 // The first eleven arguments of both directions.
 Layer LayerOf(Arguments& arguments) {
   Layer layer{};
-  const int64_t cell = layer.cell = arguments.Attribute("cell");
-  const int64_t inputs_are = layer.inputs_are = arguments.Attribute("inputs");
+  const int64_t cell = layer.cell = arguments.Attribute("cell", kLstm);
+  const int64_t inputs_are = layer.inputs_are = arguments.Attribute("inputs", kReady);
   layer.reverse = arguments.Attribute("reverse");
   const bool lstm = cell == kLstm, gru = cell == kGru, ready = inputs_are == kReady;
   const auto inputs = arguments.Shape(0), weights = arguments.Shape(1), carry = arguments.Shape(5);

@@ -16,7 +16,7 @@ void CallSample(Arguments& arguments, ThreadPool pool) {
     return h0.size() == 2 ? h0[1] : 0;
   };
   Sampling s{};
-  const int64_t cell = s.cell = arguments.Attribute("cell");
+  const int64_t cell = s.cell = arguments.Attribute("cell", kLstm);
   const bool tied = s.tied = arguments.Attribute("tied");
   s.top_k = arguments.Attribute("top_k");
   s.steps = uniform.size() == 2 ? uniform[0] : 0, s.batch = uniform.size() == 2 ? uniform[1] : 0;

@@ -25,10 +25,12 @@ def is_for(model: Any, logits: Float[Array, "B V"]) -> bool:
     if not all(map(_is_plain, cells)) or len(set(map(kind_of, cells))) > 1:
         return False
     output = model.output_layer
+    whole = cells[0].in_features == (logits.shape[-1] if model.embedding is None else model.embedding.shape[-1])
     arrays = [logits, output.w, output.b, *(part for cell in cells for part in _weights(cell))]
     arrays += [] if model.embedding is None else [model.embedding[...]]
     dtypes = {jnp.dtype(part.dtype or jnp.float32) for part in (model, *cells, *arrays)}
-    return dtypes == {jnp.dtype(jnp.float32)} and not any(map(is_sharded, arrays))
+    whole = whole and all(cell.w_hh.size for cell in cells) and not any(map(is_sharded, arrays))
+    return dtypes == {jnp.dtype(jnp.float32)} and whole
 
 
 def draw(
@@ -56,7 +58,7 @@ def draw(
         arguments += [*of_cell, h, c]
         results += [h.shape, c.shape]
     tokens, logits, *made = call(
-        "rnn_lm_sample", results, *arguments, cell=NUMBERS[str(kind)], tied=output.tied, top_k=top_k
+        "rnn_lm_sample", results, *arguments, cell=NUMBERS[str(kind)], tied=output.tied, top_k=int(top_k)
     )
     leaves = [x for h, c in zip(made[::2], made[1::2], strict=True) for x in ((c, h) if kind == "lstm" else (h,))]
     return jax.tree.unflatten(jax.tree.structure(carry), leaves), logits, tokens
@@ -71,6 +73,8 @@ def _is_plain(cell: Any) -> bool:
     if not isinstance(cell, Cell) or not is_hoisted(cell) or kind_of(cell) not in NUMBERS:
         return False
     resets_before = isinstance(cell, GRUCell) and not cell.reset_after
+    if cell.scale_x is not None or getattr(cell, "scale_c", None) is not None:
+        return False
     return not overrides(cell, "step", "recur", "product", "project") and not resets_before
 
 
