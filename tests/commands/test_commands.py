@@ -216,7 +216,7 @@ def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "--config is missing; a file with one line is enough: from rnn_lm import default_config as get_config"),
+        ([], "--config is missing; for example --config=char"),
         (["trian"], "unknown verb 'trian'; did you mean 'train'"),
         (["--config=none.py"], "--config=none.py: no such file"),
         (["--config", CHAR, "--wrokdir=x"], "Did you mean: workdir"),

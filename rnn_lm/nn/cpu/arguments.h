@@ -124,7 +124,7 @@ class Arguments {
                                                        : XLA_FFI_DataType_F32;
     const bool is_shape = std::equal(buffer.dims, buffer.dims + buffer.rank, shape.begin(), shape.end());
     const bool fits = needed ? buffer.dtype == type && is_shape : Elements(buffer) == 0;
-    if (!fits && ok()) wrong_ = std::string("the shape or the dtype of ") + what;
+    if (!fits && ok()) wrong_ = std::string("the dimensions or the dtype of ") + what;
     return needed ? static_cast<T*>(buffer.data) : nullptr;
   }
 
