@@ -26,9 +26,9 @@ class BuildWithKernels(build_py):
             old.unlink()  # of an earlier build in the same folder
         include = str(Path(importlib.util.find_spec("jaxlib").origin).parent / "include")
         for kind in KINDS:
-            path = Path(self.build_lib) / KERNELS / CPP["file_name"](kind)
-            self.announce(f"compiling {path.name}", level=2)
+            self.announce(f"compiling the kernels for {kind}", level=2)
             try:
+                path = Path(self.build_lib) / KERNELS / CPP["file_name"](kind)
                 CPP["compile_to"](path, kind, include=include, link=STATIC)
             except (OSError, subprocess.SubprocessError) as error:
                 self.warn(f"no kernels for {kind}: {CPP['reason_of'](error)}")
