@@ -8,8 +8,6 @@ python -m benchmarks.sanitize [--cases=200]
 """
 
 import argparse
-import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,7 +15,7 @@ import time
 from pathlib import Path
 
 import rnn_lm.nn.cpu
-from rnn_lm.nn.cpu.compiler import kind_of_cpu
+from rnn_lm.nn.cpu.compiler import compiler, kind_of_cpu
 
 SOURCE = Path(__file__).with_suffix(".cc")
 SANITIZERS = {
@@ -35,10 +33,10 @@ TILES = {
 
 def build(folder: str, flags: list[str]) -> str:
     """The program's path."""
-    compiler, out = shlex.split(os.environ.get("CXX") or "c++"), str(Path(folder) / "sanitize")
+    out = str(Path(folder) / "sanitize")
     kernels = Path(rnn_lm.nn.cpu.__file__).parent
     sources = [f"-I{kernels}", str(SOURCE), str(kernels / "gemm.cc")]
-    subprocess.run([*compiler, "-std=c++17", "-pthread", *flags, *sources, "-o", out], check=True)
+    subprocess.run([*compiler(), "-std=c++17", "-pthread", *flags, *sources, "-o", out], check=True)
     return out
 
 

@@ -143,7 +143,7 @@ cell = rnn_lm.GRUCell(3, 4, rngs=nnx.Rngs(0))
 f = jax.jit(jax.grad(lambda x: rnn_lm.unroll(cell, jnp.zeros((2, 4)), x)[1].sum()))
 f.trace(jnp.ones((5, 2, 3))).lower(lowering_platforms=("cuda",))
 assert library._loaded is None
-assert "rnn_lm/recurrence-" not in open("/proc/self/maps").read()
+assert "rnn_lm/kernels-" not in open("/proc/self/maps").read()
 """
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from rnn_lm.nn.activations import ACTIVATIONS, activated, sigmoid, standardized
 from rnn_lm.nn.arrays import along_last
-from rnn_lm.nn.cell import Cell, CellOptions, Draws, Gates, OptionalParam, State, overrides
+from rnn_lm.nn.cell import Cell, CellOptions, Draws, Gates, OptionalParam, State, is_hoisted, overrides
 from rnn_lm.nn.registry import register_cell
 
 
@@ -172,6 +172,12 @@ class LSTMCell(Cell):
         # Two arrays, not one twice: a buffer cannot be donated twice.
         c, h = (super(LSTMCell, self).initialize_carry(input_shape, rngs, carry_init) for _ in range(2))
         return LSTMState(c, h)
+
+
+def takes_one_product(cell: nnx.RNNCellBase) -> bool:
+    """Whether a cell's step is `gates` of one recurrent product, by our own methods. A reset before it takes two."""
+    resets_before = isinstance(cell, GRUCell) and not cell.reset_after
+    return is_hoisted(cell) and not overrides(cell, "step", "recur", "product") and not resets_before
 
 
 def kind_of(cell: Cell) -> str | None:

@@ -17,8 +17,8 @@ from jaxtyping import Array
 
 from rnn_lm.nn import native
 from rnn_lm.nn.arrays import Carry, Tree, product, shifted, summed_product
-from rnn_lm.nn.cell import Cell, is_hoisted, overrides
-from rnn_lm.nn.cells import GRUCell
+from rnn_lm.nn.cell import Cell, overrides
+from rnn_lm.nn.cells import takes_one_product
 from rnn_lm.nn.controls import Controls, enter, keep, where, without_padding
 from rnn_lm.nn.scan import Leaves, Pieces, changing_leaves, projections
 
@@ -26,9 +26,7 @@ from rnn_lm.nn.scan import Leaves, Pieces, changing_leaves, projections
 def is_fused(cell: nnx.RNNCellBase, carry: Carry, inputs: Array) -> bool:
     """Whether a cell fits: its step must be `gates` of one product, and its carry differentiable."""
     return (
-        is_hoisted(cell)
-        and not overrides(cell, "step", "recur", "product")
-        and not (isinstance(cell, GRUCell) and not cell.reset_after)  # a reset before the product takes two products
+        takes_one_product(cell)
         and all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(carry))
         and not changing_leaves(cell, carry, inputs[0])
     )

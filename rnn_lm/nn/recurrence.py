@@ -27,12 +27,12 @@ from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from rnn_lm.nn import native
 from rnn_lm.nn.arrays import Carry, alike, divided_like
-from rnn_lm.nn.cell import as_inputs, overrides
+from rnn_lm.nn.cell import as_inputs
 from rnn_lm.nn.checks import check_options, check_shapes, check_values, described
 from rnn_lm.nn.controls import Controls, Masks, controls_of, initial_carry
 from rnn_lm.nn.fused import fused_scan, is_fused
 from rnn_lm.nn.scan import Way, changed_leaves, changing_leaves, in_blocks, plain_scan
-from rnn_lm.nn.stack import Stack
+from rnn_lm.nn.stack import Stack, has_layers
 from rnn_lm.nn.truncation import Truncation, WindowTruncation
 from rnn_lm.nn.window import with_window_gradient
 
@@ -127,12 +127,12 @@ def _unroll(
     if not _is_windowed(truncation, inputs):
         last, carries, outputs = _layers(cell, carry, inputs, masks, key, options)
     else:
-        stack, carry = (cell, carry) if _has_layers(cell) else (Stack([cell]), (carry,))
+        stack, carry = (cell, carry) if has_layers(cell) else (Stack([cell]), (carry,))
         _, *values = _layers(stack, carry, inputs, masks, key, options)
         carries, outputs = with_window_gradient(
             stack, truncation.steps, carry, inputs, tuple(values), masks, options.reverse, key
         )
-        carries = carries if _has_layers(cell) else carries[0]
+        carries = carries if has_layers(cell) else carries[0]
         last = jax.tree.map(lambda c: c[0 if options.reverse else -1], carries)
     return (carries if options.return_carries else last), outputs, changed_leaves(leaves, cell)
 
@@ -149,11 +149,6 @@ def _is_hashable(graphdef: nnx.GraphDef) -> bool:
     return True
 
 
-def _has_layers(cell: nnx.RNNCellBase) -> TypeGuard[Stack]:
-    """Whether it is a stack that runs its layers one after the other, by our own methods."""
-    return isinstance(cell, Stack) and not overrides(cell, "__call__", "run_layers", "drop")
-
-
 def _is_windowed(truncation: Any, inputs: Array) -> TypeGuard[WindowTruncation]:
     """A window of more steps than there are truncates nothing."""
     return isinstance(truncation, WindowTruncation) and inputs.ndim > 0 and truncation.steps <= inputs.shape[0]
@@ -163,7 +158,7 @@ def _layers(
     cell: nnx.RNNCellBase, carry: Carry, inputs: Array, masks: Masks, key: Array | None, options: _Options
 ) -> tuple[Carry, Carry, Array]:
     """The last carry, all carries and all outputs of a cell or, one layer after the other, of a stack."""
-    if not _has_layers(cell):
+    if not has_layers(cell):
         return _layer(cell, carry, inputs, masks, options)
     if not isinstance(carry, tuple) or len(carry) != len(cell.cells):
         raise ValueError(f"carry: expected a tuple of {len(cell.cells)} carries, one a layer; got {described(carry)}")

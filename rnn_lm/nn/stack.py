@@ -1,7 +1,7 @@
 """Stacked layers of cells, with dropout between them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flax.typing import Initializer
 from jaxtyping import Array, Float
 
 from rnn_lm.nn.arrays import Carry
-from rnn_lm.nn.cell import Draws, show_signature
+from rnn_lm.nn.cell import Draws, overrides, show_signature
 from rnn_lm.nn.cells import LSTMCell, LSTMState
 
 
@@ -72,6 +72,11 @@ class Stack(nnx.RNNCellBase):
     @property
     def num_feature_axes(self) -> int:
         return 1
+
+
+def has_layers(cell: nnx.RNNCellBase) -> TypeGuard[Stack]:
+    """Whether it is a stack that runs its layers one after the other, by our own methods."""
+    return isinstance(cell, Stack) and not overrides(cell, "__call__", "run_layers", "drop")
 
 
 def states_by_letter(cell: nnx.RNNCellBase, carry: Carry) -> dict[str, list[Array]]:

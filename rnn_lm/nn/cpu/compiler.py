@@ -28,7 +28,7 @@ def kind_of_cpu() -> str | None:
 def kinds_here() -> list[str]:
     """The kinds of CPU that this machine compiles for."""
     machine = platform.machine()
-    return list(LEVELS) if machine in ("x86_64", "AMD64") else [machine]
+    return list(LEVELS) if machine == "x86_64" else [machine]
 
 
 def compiler() -> list[str]:

@@ -8,19 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rnn_lm.nn.arrays import Carry, is_sharded
-from rnn_lm.nn.cell import Cell, is_hoisted, overrides
-from rnn_lm.nn.cells import GRUCell, kind_of
+from rnn_lm.nn.cell import Cell, overrides
+from rnn_lm.nn.cells import GRUCell, kind_of, takes_one_product
 from rnn_lm.nn.cpu.library import absent, call
 from rnn_lm.nn.cpu.recurrence import NUMBERS
-from rnn_lm.nn.stack import Stack
+from rnn_lm.nn.stack import has_layers
 
 TABLE = 256  # a vocabulary so small has all its embeddings multiplied by w_xh once, before the first step
 
 
 def is_for(model: Any, logits: Float[Array, "B V"]) -> bool:
     """Whether the machine code draws from this `RNNLM`: plain cells of one kind, in float32. Nothing is sharded."""
-    if isinstance(model.cell, Stack) and overrides(model.cell, "__call__", "run_layers", "drop"):
-        return False
     cells = _layers(model.cell)
     if not all(map(_is_plain, cells)) or len(set(map(kind_of, cells))) > 1:
         return False
@@ -52,7 +50,7 @@ def draw(
     settings = jnp.stack([temperature, jnp.asarray(top_p, temperature.dtype)])
     arguments = [uniform, settings, logits, embedding, output.w, output.b]
     results: list[Any] = [jax.ShapeDtypeStruct(uniform.shape, jnp.int32), logits.shape]
-    states = carry if isinstance(model.cell, Stack) else (carry,)
+    states = carry if has_layers(model.cell) else (carry,)
     for of_cell, state in zip(weights, states, strict=True):
         c, h = state if kind == "lstm" else (absent(), state)
         arguments += [*of_cell, h, c]
@@ -65,17 +63,15 @@ def draw(
 
 
 def _layers(cell: Any) -> Sequence[Any]:
-    return list(cell.cells) if isinstance(cell, Stack) else [cell]
+    return list(cell.cells) if has_layers(cell) else [cell]
 
 
 def _is_plain(cell: Any) -> bool:
     """Whether a step is the equations of one of the three cells."""
-    if not isinstance(cell, Cell) or not is_hoisted(cell) or kind_of(cell) not in NUMBERS:
+    if not isinstance(cell, Cell) or not takes_one_product(cell) or overrides(cell, "project"):
         return False
-    resets_before = isinstance(cell, GRUCell) and not cell.reset_after
-    if cell.scale_x is not None or getattr(cell, "scale_c", None) is not None:
-        return False
-    return not overrides(cell, "step", "recur", "product", "project") and not resets_before
+    is_normalised = cell.scale_x is not None or getattr(cell, "scale_c", None) is not None
+    return kind_of(cell) in NUMBERS and not is_normalised
 
 
 def _weights(cell: Any) -> list[Array]:
