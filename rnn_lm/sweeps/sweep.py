@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -178,8 +178,11 @@ def train_members(
             finally:
                 free.put(device)
 
-        for future in as_completed([pool.submit(work, job) for job in jobs]):
-            future.result()
+        waiting = {pool.submit(work, job) for job in jobs}
+        while waiting:  # in short waits: Python sees a signal that comes just before a wait only after it
+            done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
 
 
 def _display_of(members: Sequence[Member], going: Sequence[Member]) -> SweepDisplay:

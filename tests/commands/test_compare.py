@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,9 @@ def compared(flags):
         def two_are_over():
             if not sent and all((member.workdir / "summary.json").exists() for member in members[:2]):
                 sent.append(os.kill(os.getpid(), signal.SIGTERM))
+                deadline = time.monotonic() + 60
+                while not stop() and time.monotonic() < deadline:  # the main thread notes it
+                    time.sleep(0.01)
             return stop()
 
         original(members, counts, stop=two_are_over, devices=devices)
