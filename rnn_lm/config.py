@@ -20,6 +20,8 @@ _PACKAGE = Path(__file__).parent
 EXPERIMENTS = (_PACKAGE if (_PACKAGE / "experiments").is_dir() else _PACKAGE.parent) / "experiments"
 EXAMPLE = "for example --config=char"
 
+# Fields that an MLP does not have.
+RECURRENT_ONLY = ("model.num_layers", "model.layer_norm", "model.reset_after", "remat", "truncation.kind")
 # Fields whose values users may add.
 REGISTERED: dict[str, dict[str, Any]] = {"model.cell": CELLS, "optimizer.name": OPTIMIZERS}
 
@@ -135,7 +137,7 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(f"config.optimizer.momentum is for sgd only; set it to 0 for {config.optimizer.name}")
     model = config.model
     if model.kind == "mlp":
-        for name in ("model.num_layers", "model.layer_norm", "remat", "truncation.kind"):
+        for name in RECURRENT_ONLY:
             if get_field(config, name) != FIELDS[name].default:
                 raise UserError(f"config.{name} is for recurrent layers only; leave it out for model.kind mlp")
         if config.partition == "random" and model.context > config.segment_length:
@@ -160,6 +162,8 @@ def _check_cell(config: ConfigDict) -> None:
 
             if not takes(cell_class(config.model.cell), option):
                 raise UserError(f"the {config.model.cell} cell has no option {option}; leave out config.model.{option}")
+    if config.model.layer_norm and not config.model.reset_after:
+        raise UserError("config.model.layer_norm needs the reset after the product; leave out config.model.reset_after")
 
 
 def _check_truncation(config: ConfigDict) -> None:

@@ -84,6 +84,9 @@ FIELDS = {
     "model.dropout": number(0.0, "dropout rate on each layer's output, the last one's included; 0: none", high=0.99),
     "model.tie": program(False, "use the token embeddings as output weights; needs embed_dim = num_hiddens"),
     "model.layer_norm": program(False, "layer normalisation of both matrix products in each cell"),
+    "model.reset_after": program(
+        True, "the GRU's reset gate acts after the recurrent product, as in PyTorch; false: before it, as in the paper"
+    ),
     "model.dtype": program("float32", "dtype of matrix products; all else is float32", names=("float32", "bfloat16")),
     "model.initial_radius": number(1.0, "initial spectral radius of W_hh (random orthogonal, per gate); rnn only"),
     "truncation.kind": program(

@@ -42,6 +42,7 @@ class Program:
     model_activation: str
     model_tie: bool
     model_layer_norm: bool
+    model_reset_after: bool
     model_dtype: str
     truncation_kind: str
     truncation_steps: int
@@ -140,6 +141,7 @@ def new_model(program: Program, numbers: Numbers) -> LanguageModel:
         cell=program.cell,
         num_layers=program.model_num_layers,
         layer_norm=program.model_layer_norm,
+        reset_after=program.model_reset_after,
         activation=program.model_activation,
         recurrent_init=nnx.initializers.orthogonal(numbers.initial_radius),
         **shared,

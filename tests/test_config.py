@@ -154,10 +154,24 @@ def test_an_activation_is_of_the_elman_cell_only():
 
 
 @pytest.mark.parametrize(
+    "model, message",
+    [
+        ({"reset_after": False}, "the elman cell has no option reset_after; leave out config.model.reset_after"),
+        ({"cell": "gru", "layer_norm": True, "reset_after": False}, "layer_norm needs the reset after the product"),
+    ],
+)
+def test_the_reset_after_the_product_is_the_grus(model, message):
+    with pytest.raises(UserError, match=message):
+        check_config(complete_config({"model": model}))
+    check_config(complete_config({"model": {"cell": "gru", "reset_after": False}}))
+
+
+@pytest.mark.parametrize(
     "given, field",
     [
         ({"model": {"kind": "mlp", "num_layers": 2}}, "model.num_layers"),
         ({"model": {"kind": "mlp", "layer_norm": True}}, "model.layer_norm"),
+        ({"model": {"kind": "mlp", "reset_after": False}}, "model.reset_after"),
         ({"model": {"kind": "mlp"}, "remat": 4}, "remat"),
         ({"model": {"kind": "mlp"}, "truncation": {"kind": "segment", "steps": 4}}, "truncation.kind"),
     ],

@@ -63,6 +63,7 @@ ROWS = {
     "model.dropout": Row(0.5, {"model.dropout": 0.2}),
     "model.tie": Row(True, {"model.embed_dim": 6}),
     "model.layer_norm": Row(True),
+    "model.reset_after": Row(False, {"model.cell": "gru"}),
     "model.dtype": Row("bfloat16"),
     "model.initial_radius": Row(0.5),
     "truncation.kind": Row("window", {"truncation.kind": "segment", "truncation.steps": 3}),

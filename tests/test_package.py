@@ -19,6 +19,7 @@ ARROWS = {
     "data": set(),
     "ngram": set(),
     "plots": set(),
+    "convert": {"data"},
     "mlp": {"nn"},
     "config": {"nn"},
     "inference": {"nn", "ngram"},

@@ -176,7 +176,7 @@ class RNNLM(NeuralLM):
     Args, besides those of `NeuralLM`:
       cell: "elman", "gru", "lstm", another registered name, or a class.
       num_layers: stacked recurrent layers.
-      layer_norm, activation, kernel_init, recurrent_init, bias_init: passed on to cells that take them.
+      layer_norm, activation, reset_after, kernel_init, recurrent_init, bias_init: passed on to cells that take them.
 
     Raises:
       ValueError: for an unknown cell, or an option that the cell does not take.
@@ -197,6 +197,7 @@ class RNNLM(NeuralLM):
         num_layers: int = 1,
         layer_norm: bool = False,
         activation: str = "tanh",
+        reset_after: bool = True,
         kernel_init: Initializer = glorot,
         recurrent_init: Initializer = orthogonal,
         bias_init: Initializer = zeros,
@@ -209,6 +210,7 @@ class RNNLM(NeuralLM):
             optional = {
                 "layer_norm": (layer_norm, False),
                 "activation": (activation, "tanh"),
+                "reset_after": (reset_after, True),
                 "param_dtype": (self.param_dtype, jnp.float32),
                 "kernel_init": (kernel_init, glorot),
                 "bias_init": (bias_init, zeros),

@@ -8,7 +8,7 @@ CELLS: dict[str, type] = {}
 _BUILT_IN = {"elman": "ElmanCell", "gru": "GRUCell", "lstm": "LSTMCell"}  # whose module may not be loaded yet
 # What a cell's constructor gets besides in_features and hidden_features; the optional ones only if it takes them.
 REQUIRED = ("rngs", "dtype", "recurrent_init")
-OPTIONAL = ("activation", "layer_norm")
+OPTIONAL = ("activation", "layer_norm", "reset_after")
 Class = TypeVar("Class", bound=type)
 
 
@@ -16,8 +16,8 @@ def register_cell(name: str) -> Callable[[Class], Class]:
     """Makes a class of recurrent cells a value of `model.cell`, and of `RNNLM`'s `cell`.
 
     The class, any `flax.nnx.RNNCellBase`, is called with `in_features, hidden_features, rngs, dtype, recurrent_init`,
-    and with `activation` and `layer_norm` where its constructor has them. Registering a class of the same qualified
-    name again, as a notebook does, replaces it.
+    and with `activation`, `layer_norm` and `reset_after` where its constructor has them. Registering a class of the
+    same qualified name again, as a notebook does, replaces it.
 
     >>> @register_cell("mgu")  # doctest: +SKIP
     ... class MGUCell(rnn_lm.Cell): ...

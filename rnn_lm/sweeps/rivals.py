@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from rnn_lm.config import check_config, set_field, tokens_per_step
+from rnn_lm.config import RECURRENT_ONLY, check_config, set_field, tokens_per_step
 from rnn_lm.data.corpus import Corpus, Split, load_corpus
 from rnn_lm.errors import Diverged, UserError
 from rnn_lm.fields import FIELDS
@@ -112,7 +112,7 @@ def config_of(config: ConfigDict, name: str) -> ConfigDict:
     else:
         changes = {"model.kind": "mlp", "model.embed_dim": config.model.embed_dim or EMBED_DIM}
         changes["segment_length"] = tokens_per_step(config) // config.batch_size
-        dropped = ["model.num_layers", "model.layer_norm", "remat", *(f for f in FIELDS if f.startswith("truncation."))]
+        dropped = [*RECURRENT_ONLY, *(name for name in FIELDS if name.startswith("truncation."))]
     config = config.copy_and_resolve_references()
     for field, value in changes.items() | {field: FIELDS[field].default for field in dropped}.items():
         set_field(config, field, value)
