@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rnn_lm.nn.truncation import WindowTruncation as WindowTruncation
     from rnn_lm.plugins import register_optimizer as register_optimizer
     from rnn_lm.runs.load import load as load
+    from rnn_lm.runs.save import save as save
     from rnn_lm.sweeps.sweep import sweep as sweep
     from rnn_lm.training.train import train as train
 
@@ -66,6 +67,7 @@ _HOMES = {
     "train": "rnn_lm.training.train",
     "sweep": "rnn_lm.sweeps.sweep",
     "load": "rnn_lm.runs.load",
+    "save": "rnn_lm.runs.save",
 }
 __all__ = [*_HOMES]
 

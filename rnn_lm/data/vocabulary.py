@@ -77,11 +77,18 @@ class Vocabulary:
     @classmethod
     def of(cls, tokens: Tokens, *, kind: str, normalize: str, max_vocab: int = 0) -> "Vocabulary":
         """The vocabulary of a text, with at most `max_vocab` entries including `<unk>` (0: all)."""
+        return cls([], kind=kind, normalize=normalize).extended(tokens, max_vocab=max_vocab)
+
+    def extended(self, tokens: Tokens, *, max_vocab: int = 0) -> "Vocabulary":
+        """The same, and at the end the tokens of a text that it lacks, up to `max_vocab` entries (0: all)."""
         counts: Counter[Any] = Counter(tokens)
         del counts[UNKNOWN]  # the word <unk> in a text is id 0 too
-        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        return cls(
-            [token for token, _ in ranked][: max_vocab - 1 if max_vocab else None], kind=kind, normalize=normalize
+        new = sorted(
+            (item for item in counts.items() if item[0] not in self._ids), key=lambda item: (-item[1], item[0])
+        )
+        free = max(0, max_vocab - len(self)) if max_vocab else None
+        return Vocabulary(
+            self.tokens[1:] + [token for token, _ in new][:free], kind=self.kind, normalize=self.normalize
         )
 
     def __len__(self) -> int:

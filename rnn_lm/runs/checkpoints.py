@@ -131,11 +131,16 @@ class Checkpoints:
 
 
 def fill_tree(template: Tree, arrays: dict[str, np.ndarray]) -> Tree:
-    """The restored arrays in the structure of `template`, whose shapes and types they must have."""
+    """The restored arrays in the structure of `template`, whose shapes and types they must have.
+
+    Raises:
+      UserError: naming an array that is missing or different, and both shapes.
+    """
     leaves = []
     for name, leaf in named_leaves(template).items():
-        if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype):
-            raise UserError(f"the checkpoint does not fit this model: {name} is missing or has another shape or type")
+        there = f"{arrays[name].dtype} {list(arrays[name].shape)}" if name in arrays else "missing"
+        if there != (here := f"{leaf.dtype} {list(leaf.shape)}"):
+            raise UserError(f"the weights do not fit this model: {name} is {there} in the file, {here} in the model")
         leaves.append(jax.numpy.asarray(arrays[name]))
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 

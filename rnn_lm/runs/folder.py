@@ -5,17 +5,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from rnn_lm.config import complete_config
-from rnn_lm.data.corpus import Corpus
+from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, get_field
 from rnn_lm.files import Json, path_of, read_if_there, read_json, temporary_name, write_json
 from rnn_lm.plugins import IMPORTED
 
 CONFIG, VOCABULARY, CHECKPOINTS = "config.json", "vocabulary.json", "checkpoints"
+EXPORTED = "rnn_lm.json"  # what an exported folder has in place of `CONFIG`: the fields that its model needs
 METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
 SUMMARY, DIVERGED = "summary.json", "diverged.json"
 NGRAM, MIXTURE = "ngram.npz", "mixture.json"
@@ -23,11 +25,18 @@ NGRAM, MIXTURE = "ngram.npz", "mixture.json"
 MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "stop_patience", "sweep.mode")
 
 
-def check_folder(workdir: Path, config: ConfigDict, corpus: Corpus, *, named: Path | None = None) -> None:
+class Hashes(NamedTuple):
+    """The SHA-256 of what a config only names: the text ("": a saved model, without one), and `init_from`'s weights."""
+
+    text: str
+    weights: str = ""
+
+
+def check_folder(workdir: Path, config: ConfigDict, hashes: Hashes, *, named: Path | None = None) -> None:
     """Raises UserError unless `workdir` is absent, empty, or this run's. `named`: of a member, the sweep's folder."""
     if not (workdir / CONFIG).exists():
         check_only(workdir, {VOCABULARY, CONFIG}, "a run", named)  # a killed process may have written no config
-    elif different := _differences(workdir, config, corpus):
+    elif different := _differences(workdir, config, hashes):
         raise UserError(
             f"--workdir={workdir} belongs to another config: {'; '.join(different)}; {another_folder(named or workdir)}"
         )
@@ -62,31 +71,42 @@ def locked(workdir: Path) -> Iterator[None]:
         os.close(handle)  # unlocks
 
 
-def write_identity(workdir: Path, config: ConfigDict, corpus: Corpus) -> None:
+def write_identity(workdir: Path, config: ConfigDict, vocabulary: Vocabulary, hashes: Hashes) -> None:
     """Writes `config.json` and `vocabulary.json`, and removes the files of a run that has ended."""
     resolved = config.to_dict()
-    resolved["corpus"]["sha256"] = corpus.sha256
-    if config.corpus.path:  # valid from any folder; no source was read
+    resolved["corpus"]["sha256"] = hashes.text
+    if config.corpus.path or not hashes.text:  # no source was read
         del resolved["corpus"]["source"]
+    if config.corpus.path:  # valid from any folder
         resolved["corpus"]["path"] = os.path.abspath(path_of(config.corpus.path))
+    if config.init_from:
+        resolved["init_from"] = os.path.abspath(path_of(config.init_from))
+        resolved["init_sha256"] = hashes.weights
     if IMPORTED:  # for those who load the run
         resolved["import"] = IMPORTED
-    write_json(workdir / VOCABULARY, corpus.vocabulary.to_json())
+    write_json(workdir / VOCABULARY, vocabulary.to_json())
     write_json(workdir / CONFIG, resolved)
     for name in (SUMMARY, DIVERGED):
         (workdir / name).unlink(missing_ok=True)
 
 
-def _differences(workdir: Path, config: ConfigDict, corpus: Corpus) -> list[str]:
-    """The fields that differ from the folder's config. Corpora are compared by their text."""
-    old, sha256 = read_config(workdir)
-    ignored = {"corpus.source", "corpus.path", *MAY_CHANGE}
+def _differences(workdir: Path, config: ConfigDict, hashes: Hashes) -> list[str]:
+    """The fields that differ from the folder's config. Texts and weights are compared by their SHA-256."""
+    old, known = read_config(workdir)
+    if not known.text:
+        raise UserError(
+            f"--workdir={workdir} holds a model without a text; to train it further, give --config.init_from={workdir} "
+            f"and another --workdir"
+        )
+    ignored = {"corpus.source", "corpus.path", "init_from", *MAY_CHANGE}
     if config.optimizer.schedule == "plateau":
         ignored.discard("eval_every")  # this schedule counts evaluations
     pairs = {name: (get_field(old, name), get_field(config, name)) for name in FIELDS if name not in ignored}
     different = [f"{name} is {a!r} there, {b!r} here" for name, (a, b) in pairs.items() if a != b]
-    if sha256 != corpus.sha256:
-        different.append(f"the text has SHA-256 {sha256[:12]}… there, {corpus.sha256[:12]}… here")
+    for what, there, here in zip(("text", "model of init_from"), known, hashes, strict=True):
+        if there != here:
+            shown = [f"SHA-256 {sha256[:12]}…" if sha256 else "none" for sha256 in (there, here)]
+            different.append(f"the {what} has {shown[0]} there, {shown[1]} here")
     return different
 
 
@@ -109,21 +129,29 @@ def beside(workdir: Path, name: str) -> Path:
     return path if workdir.is_absolute() else Path(os.path.relpath(path))
 
 
-def read_config(workdir: Path) -> tuple[ConfigDict, str]:
-    """A run's config, and the SHA-256 of its corpus.
+def read_config(workdir: Path) -> tuple[ConfigDict, Hashes]:
+    """The config of a run or of an exported folder, and the SHA-256 of what it names.
 
     Raises:
-      UserError: the folder holds no run.
+      UserError: the folder holds neither.
     """
-    if not (workdir / CONFIG).is_file():
-        raise UserError(f"--workdir={workdir} holds no run ({CONFIG} is missing); train one with --config first")
-    value = read_json(workdir / CONFIG)
-    value.pop("import", None)
+    path = config_path(workdir)
+    value = read_json(path)
+    for name in ("import", "version"):
+        value.pop(name, None)
     try:
-        sha256 = value["corpus"].pop("sha256")
-        return complete_config(value), sha256
+        hashes = Hashes(value["corpus"].pop("sha256"), value.pop("init_sha256", ""))
+        return complete_config(value), hashes
     except (KeyError, TypeError, AttributeError, UserError) as error:
-        raise UserError(f"{workdir / CONFIG} is not the config of a run; give another --workdir") from error
+        raise UserError(f"{path} is not the config of a run; give another --workdir") from error
+
+
+def config_path(workdir: Path) -> Path:
+    """The file with the config of a run, or of an exported folder; raises UserError if there is none."""
+    found = [workdir / name for name in (CONFIG, EXPORTED) if (workdir / name).is_file()]
+    if not found:
+        raise UserError(f"--workdir={workdir} holds no run ({CONFIG} is missing); train one with --config first")
+    return found[0]
 
 
 def read_summary(workdir: Path) -> Json | None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rnn_lm.config import check_config, set_field
-from rnn_lm.data.corpus import Corpus, load_corpus
+from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Value, get_field, short_name
 from rnn_lm.program import batches_of, cohort_of, program_of
 from rnn_lm.runs.folder import CONFIG, another_folder, check_folder, has_ended, read_config
+from rnn_lm.runs.load import adopt, text_and_origin
+from rnn_lm.runs.origin import Origin, hashes_of
 from rnn_lm.sweeps.lists import Override
 from rnn_lm.training.memory import check_memory
 
@@ -29,6 +31,7 @@ class Member:
     config: ConfigDict
     workdir: Path
     corpus: Corpus
+    origin: Origin | None = None
 
     @property
     def ended(self) -> bool:
@@ -42,7 +45,7 @@ def members_of(config: ConfigDict, sweep: Iterable[Override], workdir: Path) -> 
       UserError: a member is invalid, or two have the same name.
     """
     members: dict[str, Member] = {}
-    corpora: dict[str, Corpus] = {}
+    texts: dict[tuple[str, str], tuple[Corpus, Origin | None]] = {}
     for number, given in enumerate(sweep, start=1):
         changed = config.copy_and_resolve_references()
         try:
@@ -52,6 +55,7 @@ def members_of(config: ConfigDict, sweep: Iterable[Override], workdir: Path) -> 
                 if field == "sweep.mode":
                     raise UserError("sweep.mode cannot be overridden: it applies to the whole sweep")
                 set_field(changed, field, value)
+            changed = adopt(changed, given)
             check_config(changed)
         except UserError as error:
             raise UserError(f"member {number} of the sweep, {given}: {error}") from error
@@ -62,10 +66,10 @@ def members_of(config: ConfigDict, sweep: Iterable[Override], workdir: Path) -> 
                 f"two members of the sweep have the name {name}: {members[name].overrides} and {overrides}; "
                 "remove one of them"
             )
-        text = repr(changed.corpus)
-        if text not in corpora:
-            corpora[text] = load_corpus(**changed.corpus)
-        members[name] = Member(name, overrides, changed, workdir / name, corpora[text])
+        text = (changed.init_from, repr(changed.corpus))
+        if text not in texts:
+            texts[text] = text_and_origin(changed)
+        members[name] = Member(name, overrides, changed, workdir / name, *texts[text])
     return list(members.values())
 
 
@@ -94,7 +98,7 @@ def check_members(members: Iterable[Member], workdir: Path) -> None:
     seen = set()
     for member in members:
         config, corpus = member.config, member.corpus
-        check_folder(member.workdir, config, corpus, named=workdir)
+        check_folder(member.workdir, config, hashes_of(corpus, member.origin), named=workdir)
         if (member.workdir / CONFIG).exists() and (steps := read_config(member.workdir)[0].steps) > config.steps:
             raise UserError(
                 f"--workdir={workdir} trains for {steps} steps; set --config.steps to at least that, or "

@@ -54,6 +54,8 @@ def compare(config: ConfigDict, workdir: str | Path, on_progress: Callable[[str]
     workdir, names = path_of(workdir), networks_of(config)
     if config.stop_patience:
         raise UserError("config.stop_patience is not for compare: all networks get the same budget; leave it out")
+    if config.init_from:
+        raise UserError("config.init_from is not for compare: all networks start from random weights; leave it out")
     configs = {name: config_of(config, name) for name in names}
     corpus = load_corpus(**config.corpus)
     check_only(workdir, {*names, RESULT, NGRAMS, PLOTS}, "a comparison")

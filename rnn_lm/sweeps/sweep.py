@@ -191,7 +191,7 @@ def _display_of(members: Sequence[Member], going: Sequence[Member]) -> SweepDisp
     to_train = sum(tokens[member.name] for member in going)
     total = sum(tokens.values())
     display = SweepDisplay(len(members), total, finished=len(members) - len(going), before=total - to_train)
-    lines = (line for member in going for line in (*text_lines(member.corpus), *remarks(member.config)))
+    lines = (line for member in going for line in (*text_lines(member.corpus, member.origin), *remarks(member.config)))
     for line in dict.fromkeys(lines):
         display.message(line)
     return display
@@ -223,7 +223,7 @@ def _train_job(
             for member in part:
                 locks.enter_context(locked(member.workdir))
             runs = [
-                Run(member.config, member.workdir, corpus, alone=False, on_line=partial(on_line, member))
+                Run(member.config, member.workdir, corpus, member.origin, alone=False, on_line=partial(on_line, member))
                 for member in part
             ]
             going = sum(not run.ended for run in runs)

@@ -69,6 +69,9 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
                 "test_tokens": len(corpus.test.ids),
             },
         }
+        if run.origin:
+            new = len(corpus.vocabulary) - len(run.origin.vocabulary)
+            summary["init_from"] = {"path": run.origin.path, "new_tokens": new}
         lines = read_metrics(run.workdir)
         if train_lines := [line for line in lines if line["split"] == "train"]:
             summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}

@@ -17,6 +17,7 @@ from rnn_lm.inference.evaluate import MAX_NLL, figures
 from rnn_lm.program import Numbers, program_of
 from rnn_lm.runs.checkpoints import Checkpoints, fill_tree
 from rnn_lm.runs.folder import CHECKPOINTS, DIVERGED, has_ended, write_identity
+from rnn_lm.runs.origin import Origin, hashes_of
 from rnn_lm.runs.record import OnLine, Record, read_metrics
 from rnn_lm.training.step import Report, TrainState, new_state
 
@@ -50,12 +51,16 @@ class Run:
         config: ConfigDict,
         workdir: Path,
         corpus: Corpus,
+        origin: Origin | None = None,
         *,
         alone: bool = True,
         on_line: OnLine | None = None,
     ):
-        """`alone`: the only run of this process; it is trained even if its folder says that it has ended."""
-        self.config, self.workdir, self.corpus = config, workdir, corpus
+        """`origin`: the weights to start from.
+
+        `alone`: the only run of this process; it is trained even if its folder says that it has ended.
+        """
+        self.config, self.workdir, self.corpus, self.origin = config, workdir, corpus, origin
         self.program, self._numbers = program_of(config, len(corpus.vocabulary))
         self.ended = not alone and has_ended(workdir, config)
         self._alone, self._on_line = alone, on_line
@@ -98,13 +103,14 @@ class Run:
                 state = fill_tree(jax.eval_shape(new, self.numbers), arrays)
                 self.best = Best(**notes["best"])
             else:
-                state = new(self.numbers)
+                state = new(self.numbers, self.origin and self.origin.arrays)
         if self.first_step > self.config.steps:
             raise UserError(
                 f"--workdir={self.workdir} is already at step {self.first_step}; set --config.steps to at least that"
             )
         if not self.ended:
-            write_identity(self.workdir, self.config, self.corpus)
+            hashes = hashes_of(self.corpus, self.origin)
+            write_identity(self.workdir, self.config, self.corpus.vocabulary, hashes)
             self._checkpoints = Checkpoints(self.workdir / CHECKPOINTS, background=self._alone)
             self._record = Record(self.workdir, self.first_step, self._on_line)
             self._is_open = True

@@ -18,7 +18,7 @@ from rnn_lm.data.batches import Batches
 from rnn_lm.inference.evaluate import MAX_NLL
 from rnn_lm.keys import named_key
 from rnn_lm.members import ONE, Members
-from rnn_lm.nn.arrays import Carry
+from rnn_lm.nn.arrays import Carry, named_leaves
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
 from rnn_lm.program import Numbers, Program, model_of, new_model
 from rnn_lm.training.optimizers import clip_limit, learning_rate, make_optimizer
@@ -62,13 +62,28 @@ class TrainState:
 
 
 @partial(jax.jit, static_argnames="program")
-def new_state(program: Program, numbers: Numbers) -> TrainState:
-    """The state before the first step."""
+def new_state(program: Program, numbers: Numbers, start: Mapping[str, Array] | None = None) -> TrainState:
+    """The state before the first step. `start`: the weights by name if they are not random, for the first tokens."""
     model = new_model(program, numbers)
     params = nnx.state(model, nnx.Param)
+    if start is not None:
+        params = with_first_tokens(params, start, program)
     opt_state = make_optimizer(program.optimizer or program.optimizer_name, numbers, jnp.float32(0)).init(params)
     carry = model.initialize_carry(program.batch_size)
     return TrainState(params, opt_state, carry, jnp.int32(0), Means.none(), jnp.bool_(True))
+
+
+def with_first_tokens(params: nnx.State, start: Mapping[str, Array], program: Program) -> nnx.State:
+    """The parameters with the values of `start`, whose vocabulary is theirs or its first part."""
+    leaves = []
+    for name, new in named_leaves(params).items():
+        old = start[name]
+        # An MLP's w_xh has the tokens of each place in the context one below the other.
+        places = program.model_context if program.cell is None and name == "w_xh" and not program.model_embed_dim else 1
+        by_place = new.reshape(places, -1, *new.shape[1:])
+        old = old.reshape(places, -1, *old.shape[1:])
+        leaves.append(by_place.at[tuple(map(slice, old.shape))].set(old).reshape(new.shape))
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 @partial(jax.jit, static_argnames=("program", "members"), donate_argnames="state")

@@ -10,13 +10,14 @@ import jax
 from ml_collections import ConfigDict
 
 from rnn_lm.config import check_config
-from rnn_lm.data.corpus import load_corpus
 from rnn_lm.errors import Diverged, UserError
 from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn import native
 from rnn_lm.program import batches_of
 from rnn_lm.runs.folder import NGRAM, SUMMARY, check_folder, is_done, locked
+from rnn_lm.runs.load import adopt, text_and_origin
+from rnn_lm.runs.origin import hashes_of
 from rnn_lm.runs.record import OnLine
 from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.finish import finish
@@ -43,12 +44,13 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
       Stopped: SIGTERM or SIGINT came; the run is saved.
     """
     workdir, trace = path_of(workdir), path_of(profile)
+    config = adopt(config)
     check_config(config)
     prepare_machine_code()
-    corpus = load_corpus(**config.corpus)
-    run = Run(config, workdir, corpus, on_line=on_line)
+    corpus, origin = text_and_origin(config)
+    run = Run(config, workdir, corpus, origin, on_line=on_line)
     batches = batches_of(run.program, corpus)
-    check_folder(workdir, config, corpus)
+    check_folder(workdir, config, hashes_of(corpus, origin))
     if profile and trace.exists() and not trace.is_dir():
         raise UserError(f"--profile={profile} is not a folder")
     if is_done(workdir, config):
@@ -59,7 +61,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
         say(f"this run is done; {changed} continues it")
         return summary
     check_memory(run.program, run.numbers)
-    say(*remarks(config), *text_lines(corpus))
+    say(*remarks(config), *text_lines(corpus, origin))
     with locked(workdir), Baselines(workdir / NGRAM, corpus) as baselines:
         with deferred_signals() as pending:
             with closing(Trainer([run], batches)) as trainer:

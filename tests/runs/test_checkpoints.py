@@ -125,5 +125,5 @@ def flip(content, at):
 def test_a_checkpoint_of_another_model_is_refused(folder):
     arrays, _ = read(folder)
     for template in ({"w": jnp.zeros((2, 2))}, {"other": jnp.zeros(3)}):
-        with pytest.raises(UserError, match="does not fit this model"):
+        with pytest.raises(UserError, match="do not fit this model"):
             fill_tree(template, arrays)

@@ -5,7 +5,7 @@ import pytest
 from rnn_lm import sweeps
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.errors import UserError
-from rnn_lm.runs.folder import locked, write_identity
+from rnn_lm.runs.folder import Hashes, locked, write_identity
 from rnn_lm.sweeps.members import check_members, members_of, name_of, shown
 from tests.conftest import small_config
 
@@ -73,7 +73,9 @@ def test_what_would_stop_a_member_later_is_told_at_once(tmp_path, text_file):
     check_members(members, tmp_path)
     assert not list(tmp_path.iterdir())
     with locked(members[1].workdir):
-        write_identity(members[1].workdir, small_config(text_file, seed=1, steps=99), corpus)
+        write_identity(
+            members[1].workdir, small_config(text_file, seed=1, steps=99), corpus.vocabulary, Hashes(corpus.sha256)
+        )
     with pytest.raises(UserError, match="trains for 99 steps; set --config.steps to at least that"):
         check_members(members, tmp_path)
     other = members_of(small_config(text_file, batch_size=2), sweeps.seeds(2), tmp_path)
