@@ -308,6 +308,23 @@ def test_under_remat_and_shard_map(name):
 
 
 @needs_compiler
+@pytest.mark.parametrize("wrapped", [lambda layer: layer, jax.checkpoint], ids=["plain", "checkpoint"])
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm"])
+def test_equal_layers_of_which_only_the_first_has_inputs_that_need_no_gradient(name, wrapped):
+    """They share one traced function."""
+    cell, carry, x = make(name, d=5)
+    graphdef, params = nnx.split(cell)
+
+    def loss(layers, x):
+        for params in layers:
+            x = wrapped(lambda params, x: unroll(nnx.merge(graphdef, params), carry, x)[1])(params, x)
+        return jnp.sum(x**2)
+
+    for argnums in (0, 1, (0, 1)):
+        assert_same(*both_ways(jax.grad(loss, argnums), [params, params, params], x), tolerance=1e-4)
+
+
+@needs_compiler
 def test_many_at_once_are_as_one_by_one():
     cell, carry, x = make("gru")
     gradient = jax.vmap(jax.grad(loss_of(unroll, cell), argnums=(0, 2)), (None, None, 0))

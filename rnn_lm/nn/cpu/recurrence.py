@@ -81,7 +81,9 @@ def accelerated(reference: Callable, cell: Cell, reverse: bool) -> Callable:
     pullback = machine_code(kernels.gradient, kernels.plain_gradient)
 
     def save(layer: Any) -> tuple[tuple[Carry, Carry], tuple]:
-        asked = (jnp.zeros(()),) if layer.inputs.perturbed else ()  # a tree, as residuals are arrays
+        # A shape, as residuals are arrays, and their tree must not change: equal layers share one traced function, and
+        # JAX unpacks the residuals of all by the tree that it saw last.
+        asked = jnp.zeros((1,) if layer.inputs.perturbed else (0,))
         layer = jax.tree.map(lambda x: x.value, layer)
         (last, states), saved = values_and_saved(layer)
         return (last, states), (layer, states, saved, asked)
@@ -119,7 +121,7 @@ class _Kernels:
         return (*layer.inputs.shape[:2], 4 * self.hidden_features if self.kind in ("gru", "lstm") else 0)
 
     def gradient(
-        self, layer: Layer, states: Carry, saved: Array, d_last: Carry, d_states: Carry, asked: tuple
+        self, layer: Layer, states: Carry, saved: Array, d_last: Carry, d_states: Carry, asked: Array
     ) -> Layer:
         """`asked` is empty where nobody wants the inputs' adjoints; adjoints of states that are None are zeros."""
         is_ready, has_adjoint = not layer.input_weights, _is_asked(layer, asked)
@@ -144,7 +146,7 @@ class _Kernels:
         )
 
     def plain_gradient(
-        self, layer: Layer, states: Carry, saved: Array, d_last: Carry, d_states: Carry, asked: tuple
+        self, layer: Layer, states: Carry, saved: Array, d_last: Carry, d_states: Carry, asked: Array
     ) -> Layer:
         """`gradient` by JAX."""
         del saved
@@ -179,5 +181,5 @@ class _Kernels:
         return jax.tree.unflatten(jax.tree.structure(like), [c, h] if self.kind == "lstm" else [h])
 
 
-def _is_asked(layer: Layer, asked: tuple) -> bool:
-    return len(asked) > 0 and jnp.issubdtype(layer.inputs.dtype, jnp.floating)
+def _is_asked(layer: Layer, asked: Array) -> bool:
+    return asked.size > 0 and jnp.issubdtype(layer.inputs.dtype, jnp.floating)
