@@ -1,6 +1,7 @@
 """Where programs run: machine code or scan is chosen when they are lowered, and meshes of both kinds of axes work."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -21,6 +22,7 @@ from rnn_lm.members import Members
 from rnn_lm.nn import native
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.output import OutputLayer
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.truncation import SegmentTruncation, WindowTruncation
 from rnn_lm.program import batches_of, program_of
@@ -161,6 +163,58 @@ def test_a_compiler_that_fails_is_no_error(tmp_path):
     code = ON_A_GPU.split("f.trace")[0] + "print(f(jnp.ones((5, 2, 3))).sum())"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CXX": "false"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@needs_compiler
+@pytest.mark.parametrize("platforms", [("cpu",), ("cpu", "cuda", "tpu")])
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm"])
+def test_an_exported_program_calls_no_foreign_code_on_a_cpu_either(name, platforms):
+    """It may be called by a process that has JAX only."""
+    cell, x = CELLS[name](D, H, rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(0), (T, B, D))
+    carry = jax.tree.map(lambda c: c + 0.1, cell.initialize_carry((B, D)))
+    labels = jnp.zeros((T, B), jnp.int32)
+
+    @jax.jit
+    def run(carry, x):
+        run = partial(unroll, cell, lengths=LENGTHS, resets=RESETS)
+        gradient = jax.grad(lambda x: OutputLayer(jnp.ones((H, 3)), x[0, 0]).mean_nll(run(carry, x)[1], labels))(x)
+        return run(carry, x), gradient
+
+    assert {"rnn_lm_forward", "rnn_lm_backward"} <= set(re.findall(r"rnn_lm_\w+", run.lower(carry, x).as_text()))
+    exported = jax.export.export(run, platforms=platforms)(carry, x)
+    assert "custom_call" not in exported.mlir_module()
+    assert "rnn_lm_forward" in run.lower(carry, x).as_text()  # here it goes on as before
+    assert_same(exported.call(carry, x), run(carry, x), tolerance=1e-5)
+
+
+def test_sizes_may_be_left_open_in_an_exported_program():
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from jax import export
+from flax import nnx
+import rnn_lm
+
+T, B = export.symbolic_shape("T, B")
+for make, ids, options in [
+    (rnn_lm.ElmanCell, True, {}), (rnn_lm.GRUCell, False, {}), (rnn_lm.LSTMCell, False, {"reverse": True})
+]:
+    cell = make(3, 4, rngs=nnx.Rngs(0))
+    shaped = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+    kinds = [shaped(jnp.int32, T, B) if ids else shaped(jnp.float32, T, B, 3), shaped(jnp.int32, B), shaped(bool, T, B)]
+
+    def run(x, lengths, resets):
+        carry = jnp.zeros((x.shape[1], 4))
+        carry = (carry, carry) if make is rnn_lm.LSTMCell else carry
+        return rnn_lm.unroll(cell, carry, x, lengths=lengths, resets=resets, **options)
+
+    exported = export.export(jax.jit(run))(*kinds)
+    for t, b in [(1, 3), (7, 2)]:
+        x = jax.random.normal(jax.random.key(0), (t, b, 3))
+        given = x.argmax(-1) if ids else x, jnp.arange(b) % (t + 1), jnp.zeros((t, b), bool).at[t // 2].set(True)
+        for got, expected in zip(*(jax.tree.leaves(f(*given)) for f in (exported.call, run)), strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-6)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)  # without checks at run time: an open size is no int
 
 
 LENGTHS, RESETS = jnp.array([5, 0, 3, 1]), jnp.zeros((T, B), bool).at[2, ::2].set(True)

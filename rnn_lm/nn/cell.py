@@ -130,7 +130,7 @@ class Cell(nnx.RNNCellBase):
             z = self._normalized(self.product(x, self.w_xh[...]), self.scale_x)
             return z + along_last(b_h, z)
         w_xh = self.w_xh[...].astype(self.dtype or self.param_dtype).astype(self.param_dtype)
-        if x.size < self.in_features:
+        if not isinstance(x.size, int) or x.size < self.in_features:  # jax.export may leave sizes open
             z = self._normalized(rows_of(w_xh, x), self.scale_x)
             return z + along_last(b_h, z)
         return rows_of(self._normalized(w_xh, self.scale_x) + b_h[None], x)  # V rows to add to are fewer than T·B

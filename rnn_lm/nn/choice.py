@@ -94,7 +94,9 @@ def _lower(
     is_ready: Callable,
 ) -> Any:
     del results, what
-    way = fast if platform == here and is_ready() else slow
+    # An exported program may be called in a process without our code.
+    stays_here = not ctx.module_context.lowering_parameters.for_export
+    way = fast if platform == here and stays_here and is_ready() else slow
     return mlir.lower_fun(way, multiple_results=True)(ctx, *operands)
 
 

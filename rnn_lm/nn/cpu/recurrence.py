@@ -64,7 +64,7 @@ def is_for(cell: Cell, layer: Layer) -> bool:
     floats = [a for a in jax.tree.leaves(layer._replace(controls={})) if not jnp.issubdtype(a.dtype, jnp.integer)]
     dtypes = {jnp.dtype(cell.dtype or jnp.float32), *(a.dtype for a in floats)}
     carries = jax.tree.leaves(layer.carry)
-    sequences = carries[0].ndim == 2 and len(layer.inputs) > 1  # one step is not worth the packing of w_hh
+    sequences = carries[0].ndim == 2 and layer.inputs.shape[0] != 1  # one step is not worth the packing of w_hh
     whole = not any(map(is_sharded, arrays)) and all(w.size for w in (layer.w_hh, *layer.input_weights))
     return plain and dtypes == {jnp.dtype(jnp.float32)} and sequences and whole
 
