@@ -134,10 +134,10 @@ def _in_order(layers: Mapping[str, Layer], mapping: Mapping[str, str]) -> list[L
 
 def _weights(rest: Rest, roles: Roles, vocabulary: Vocabulary, rows: np.ndarray, activation: str) -> Weights:
     """Our fields, arrays and vocabulary."""
+    size, first = int(rows.max()) + 1, "w_xh"  # their V, and what reads the input
     fields: dict[str, Any] = {"activation": activation, "tie": rest.is_tied(roles), "embed_dim": 0}
     arrays = {our: rest.linears[name] for our in ("w_hq", "w_xh") if (name := roles.get(our, "")) in rest.linears}
     arrays |= {our: rest.vectors[name] for our in ("b_q", "b_h") if (name := roles.get(our, ""))}
-    first = "w_xh"
     if roles["embedding"]:
         arrays["embedding"] = rest.tables[roles["embedding"]]
         fields["embed_dim"] = arrays["embedding"].shape[1]
@@ -149,9 +149,9 @@ def _weights(rest: Rest, roles: Roles, vocabulary: Vocabulary, rows: np.ndarray,
             arrays |= {f"{start}{name}": array for name, array in layer.ours().items()}
     else:
         inputs, units = arrays["w_xh"].shape
-        fields |= {"kind": "mlp", "num_hiddens": units, "context": inputs // (fields["embed_dim"] or rows.max() + 1)}
+        fields |= {"kind": "mlp", "num_hiddens": units, "context": inputs // (fields["embed_dim"] or size)}
         arrays.setdefault("b_h", np.zeros(units, np.float32))
-    arrays.setdefault("b_q", np.zeros(rows.max() + 1, np.float32))
+    arrays.setdefault("b_q", np.zeros(size, np.float32))
     if fields["tie"]:
         arrays.pop("w_hq", None)
     arrays = in_our_order(arrays, rows, "" if fields["embed_dim"] else first)

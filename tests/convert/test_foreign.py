@@ -1,6 +1,7 @@
 """Weights of other libraries: the numbers of docs/exchange.md, row by row, the way out and back, and mistakes."""
 
 import importlib.util
+import json
 import re
 from functools import cache
 from itertools import product
@@ -115,7 +116,7 @@ def test_our_model_computes_their_logits(row):
 
 
 def assert_same_bits(one, two):
-    assert one.model == two.model and one.vocabulary.to_json() == two.vocabulary.to_json()
+    assert json.dumps(one.model) == json.dumps(two.model) and one.vocabulary.to_json() == two.vocabulary.to_json()
     assert one.arrays.keys() == two.arrays.keys()
     for name, array in one.arrays.items():
         assert two.arrays[name].dtype == np.float32 and two.arrays[name].flags.c_contiguous
