@@ -21,6 +21,8 @@ VERBS = {
     "score": "rank continuations of a prompt by bits per character",
     "compress": "compress a file with a trained model",
     "decompress": "restore a file from an archive",
+    "export": "write a trained model as safetensors, as ONNX and as a web page",
+    "import-weights": "make a run of the weights of another program",
     "inspect": "analyse the gradients of a trained model",
     "compare": "compare n-grams, an MLP and recurrent networks on one text",
     "sweep": "train many models and rank them",
@@ -66,7 +68,7 @@ def _run(arguments: list[str]) -> str:
         verb = "train"
         if arguments[:1] in (["--help"], ["-h"]):
             return overview()
-    module = importlib.import_module(f"rnn_lm.commands.{verb}")
+    module = importlib.import_module(f"rnn_lm.commands.{verb.replace('-', '_')}")
     try:
         flags, rest = parse(arguments, module)
     except Help as text:
