@@ -47,6 +47,8 @@ def test_a_wheel_needs_no_compiler_and_no_repository(tmp_path, text_file):
     flags = [f"--config.corpus.path={text_file}", "--config.steps=2", "--config.batch_size=2"]
     assert "machine code (C++ kernels): used\n" in run("-m", "rnn_lm", "--config=char", *flags).stderr
     assert (tmp_path / "runs" / "char" / SUMMARY).exists()
+    run("-m", "rnn_lm", "export", "--workdir=runs/char", "out")
+    assert (tmp_path / "out" / "index.html").exists()  # its template is in the wheel
     if len(names) == 2:
         assert run("-c", NO_AVX512).stdout == f"{names[1]} True\n"
     assert not [*tmp_path.glob("cache/rnn_lm/kernels-*")]
