@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 from rnn_lm.errors import NewerFormat, Unreadable
 
 Json: TypeAlias = dict[str, Any]  # a JSON object
+VOCABULARY = "vocabulary.json"  # of a run and of an exported folder
+EXPORTED = "rnn_lm.json"  # what an exported folder has in place of a run's config.json
 FORMAT = 1  # written by this version; 0: files without a number, otherwise the same
 
 
@@ -65,17 +67,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` at the end, or is removed after an exception.
 
-    A folder that is there already is replaced: whether it may be is the caller's to check.
+    If `path` is a folder already, its files of the same names are replaced, one after the other; others stay.
     """
-    temporary = temporary_name(path)
-    shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another process may be writing the same folder
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if path.is_dir() and any(path.iterdir()):
-            os.replace(path, old := temporary_name(temporary))
-            os.replace(temporary, path)
-            shutil.rmtree(old)
+        if path.exists():
+            for entry in sorted(temporary.iterdir()):
+                os.replace(entry, path / entry.name)
+            temporary.rmdir()
         else:
             os.replace(temporary, path)
     except BaseException:

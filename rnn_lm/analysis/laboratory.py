@@ -85,7 +85,7 @@ def inspect(subject: Subject, on_progress: Callable[[str], object] = lambda titl
     """
     sections = {}
     for name, (title, section) in SECTIONS.items():
-        if _has_section(subject.model, name):
+        if _has_section(subject.model, name) and (subject.lines or name not in OF_A_LOG):
             on_progress(title)
             sections[name] = section(subject)
     return sections
@@ -282,4 +282,5 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Subject], Section]]] = {
     "strategies": ("truncation strategies", strategies),
 }
 WITHOUT_STATE = ("clipping",)  # for any model
+OF_A_LOG = ("clipping",)  # for a model that was trained as a run
 OF_A_STATE = ("gradients_by_lag", "jacobians")  # need a floating-point carry and a cell with `output`

@@ -24,7 +24,7 @@ def define_flags(flags: FlagValues) -> None:
 
 
 def run(flags: FlagValues) -> str:
-    config = config_of(flags)
+    config = config_of(flags, starts=False)
     workdir = workdir_of(flags, Path("runs") / f"{Path(flags.config).stem}-compare")
 
     from rnn_lm.sweeps.rivals import RESULT, compare

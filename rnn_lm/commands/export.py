@@ -11,14 +11,14 @@ from pathlib import Path
 from rnn_lm.commands.flags import FlagValues, define, workdir_of
 from rnn_lm.commands.screen import json_line, listing, on_terminal, paragraph
 from rnn_lm.errors import UserError
-from rnn_lm.files import path_of
+from rnn_lm.files import EXPORTED, path_of
 
 ARGUMENTS = ("OUT",)
 
 
 def define_flags(flags: FlagValues) -> None:
     define(flags, "workdir", None, "the folder of a trained run")
-    define(flags, "force", False, "replace OUT if it is an exported folder")
+    define(flags, "force", False, "replace the files of an exported folder")
 
 
 def run(flags: FlagValues, out: str) -> str:
@@ -26,7 +26,7 @@ def run(flags: FlagValues, out: str) -> str:
     check_target(target, force=flags.force)
 
     from rnn_lm.config import model_name, text_name
-    from rnn_lm.convert.folder import write_folder
+    from rnn_lm.convert.folder import CARD, FILES, write_folder
     from rnn_lm.files import read_json
     from rnn_lm.runs.folder import config_path, read_config, read_summary
     from rnn_lm.runs.load import load
@@ -35,10 +35,14 @@ def run(flags: FlagValues, out: str) -> str:
     model, vocabulary = load(workdir)
     config, hashes = read_config(workdir)
     title = model_name(config) + (f", trained on {os.path.basename(text_name(config))}" if hashes.text else "")
-    modules = read_json(config_path(workdir)).get("import") or []
+    # By their names alone: elsewhere, files are in other folders.
+    described = read_json(config_path(workdir))
+    title, about = described.get("title", title), read_summary(workdir) or described.get("about", {})
+    modules = [Path(name).name for name in described.get("import") or []]
     weights = weights_of(config, model, vocabulary)
-    left_out = write_folder(target, weights, title=title, about=read_summary(workdir) or {}, modules=modules)
-    sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
+    weights.check_finite()
+    left_out = write_folder(target, weights, title=title, about=about, modules=modules)
+    sizes = {name: (target / name).stat().st_size for name in (CARD, *FILES) if name not in left_out}
     if not on_terminal():
         return json_line({"out": out, "files": sizes, "left_out": left_out})
     lines = [
@@ -56,7 +60,7 @@ def check_target(target: Path, *, force: bool) -> None:
         raise UserError(f"{target.parent}: no such folder")
     if not target.is_dir() or not any(target.iterdir()):
         return
-    if not (target / "rnn_lm.json").is_file():
+    if not (target / EXPORTED).is_file():
         raise UserError(f"{target} is a folder with other files; give another name")
     if not force:
         raise UserError(f"{target} exists; --force replaces it")

@@ -115,15 +115,18 @@ def check_output(target: Path, *, force: bool) -> None:
         raise UserError(f"{target.parent}: no such folder")
 
 
-def config_of(flags: FlagValues):
-    """The config of the file `--config`, with the fields given as `--config.x.y=v`; checked."""
+def config_of(flags: FlagValues, *, starts: bool = True):
+    """The config of the file `--config`, with the fields given as `--config.x.y=v`; checked.
+
+    `starts`: whether the verb starts from the model of `init_from`.
+    """
     if not flags.config:
         raise UserError(f"--config is missing; {EXAMPLE}")
     config = load_config(flags.config)
     for name in FIELDS:
         if flags[f"config.{name}"].present:
             set_field(config, name, flags[f"config.{name}"].value)
-    if config.init_from:
+    if config.init_from and starts:
         from rnn_lm.runs.load import adopt
 
         config = adopt(config, [name for name in FIELDS if flags[f"config.{name}"].present])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rnn_lm.commands.flags import FlagValues, define, workdir_of
 from rnn_lm.commands.screen import json_line, on_terminal, paragraph
 from rnn_lm.errors import UserError
-from rnn_lm.files import path_of
+from rnn_lm.files import EXPORTED, VOCABULARY, path_of
 
 if TYPE_CHECKING:
     from rnn_lm.convert.weights import Weights
@@ -38,15 +38,18 @@ def run(flags: FlagValues, given: str) -> str:
     mapping = mapping_of(flags.map)
 
     from rnn_lm.config import model_name
-    from rnn_lm.convert.folder import MODEL, read_folder
+    from rnn_lm.convert.folder import WEIGHTS, read_folder
+    from rnn_lm.runs.folder import read_config
+    from rnn_lm.runs.load import check_cell_is_known
     from rnn_lm.runs.save import save_weights
 
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
-    own = source if source.is_dir() else source.parent
-    if (own / MODEL).is_file():
+    own = source.parent if source.name == WEIGHTS else source
+    if (own / EXPORTED).is_file():
         if mapping or flags["activation"].present:
-            raise UserError(f"{own / MODEL} says all about the weights; leave out --map and --activation")
+            raise UserError(f"{own / EXPORTED} says all about the weights; leave out --map and --activation")
+        check_cell_is_known(own, read_config(own)[0])
         weights = read_folder(own)
     else:
         weights = _foreign(_file_in(source), mapping, flags)
@@ -69,7 +72,7 @@ def _foreign(file: Path, mapping: dict[str, str], flags: FlagValues) -> "Weights
     from rnn_lm.convert.safetensors import read_arrays
     from rnn_lm.convert.tokens import FORMS, read_vocabulary
 
-    arrays, beside = read_arrays(file), file.with_name("vocabulary.json")
+    arrays, beside = read_arrays(file), file.with_name(VOCABULARY)
     try:
         value = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -85,16 +88,20 @@ def _file_in(source: Path) -> Path:
         return source
     found = sorted(source.glob("*.safetensors"))
     if len(found) != 1:
+        if (source / "config.json").exists():
+            raise UserError(f"{source} is a run, which needs no import")
         raise UserError(f"{source} has {len(found)} .safetensors files; name the file to read")
     return found[0]
 
 
 def mapping_of(flags: list[str] | None) -> dict[str, str]:
     """`["w_hq=decoder.weight"]` → `{"w_hq": "decoder.weight"}`."""
-    mapping = {}
+    mapping: dict[str, str] = {}
     for flag in flags or []:
         ours, equals, theirs = flag.partition("=")
         if not (ours and equals and theirs):
             raise UserError(f"--map={flag} is not OURS=THEIRS, such as --map=w_hq=decoder.weight")
+        if ours in mapping:
+            raise UserError(f"--map={flag}: {ours} is {mapping[ours]} already; give it once")
         mapping[ours] = theirs
     return mapping

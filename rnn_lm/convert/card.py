@@ -1,23 +1,17 @@
 """The model card of an exported folder: what the model is, how good it is, and how to use it."""
 
+from pathlib import Path
+
 from rnn_lm.convert.weights import Weights
+from rnn_lm.data.vocabulary import KINDS
 from rnn_lm.files import Json
 
-FILES = {
-    "model.safetensors": "the weights",
-    "rnn_lm.json": "the cell and the sizes",
-    "vocabulary.json": "the tokens, in the order of their ids",
-    "model.onnx": "the model for ONNX Runtime and others: one step or whole sequences, with the state in and out",
-    "index.html": "a page that generates text: open it in a browser",
-}
 
-
-def to_card(weights: Weights, *, title: str, about: Json, files: list[str]) -> str:
+def to_card(weights: Weights, *, title: str, about: Json, files: dict[str, str]) -> str:
     """The card in Markdown. Its head is what model hubs read."""
     head = ["---", "library_name: rnn_lm", "pipeline_tag: text-generation", "tags: [rnn, language-model, jax]", "---"]
     size = sum(array.size for array in weights.arrays.values())
-    kinds = {"char": "characters", "word": "words", "byte": "bytes"}
-    tokens = f"{len(weights.vocabulary):,} tokens ({kinds[weights.vocabulary.kind]} and `<unk>`)"
+    tokens = f"{len(weights.vocabulary):,} tokens ({KINDS[weights.vocabulary.kind]} and `<unk>`)"
     return "\n".join(
         [
             *head,
@@ -47,7 +41,7 @@ def to_card(weights: Weights, *, title: str, about: Json, files: list[str]) -> s
             "",
             "## Files",
             "",
-            *(f"- `{name}`: {FILES[name]}" for name in files),
+            *(f"- `{name}`: {what}" for name, what in files.items()),
             "",
             "## The model",
             "",
@@ -78,8 +72,8 @@ def _figures(about: Json) -> list[str]:
         "**this model**": result,
     }
     table = [f"| {who} | {row['perplexity']:.2f} | {row['bits_per_char']:.3f} |" for who, row in rows.items() if row]
-    trained = f"Trained for {about['steps']:,} steps on {about['tokens']:,} tokens of {corpus['source']} (SHA-256 "
-    trained += f"{corpus['sha256'][:12]}…)"
+    text = f"{Path(corpus['source']).name} (SHA-256 {corpus['sha256'][:12]}…)"
+    trained = f"Trained for {about['steps']:,} steps on {about['tokens']:,} tokens of {text}"
     return [
         "## How good is it?",
         "",

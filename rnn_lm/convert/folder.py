@@ -9,27 +9,34 @@ from rnn_lm.convert.safetensors import read_arrays, write_arrays
 from rnn_lm.convert.weights import Weights
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import Unreadable, UserError
-from rnn_lm.files import Json, new_folder, read_json, write_bytes, write_json, write_text
+from rnn_lm.files import EXPORTED, VOCABULARY, Json, new_folder, path_of, read_json, write_bytes, write_json, write_text
 
-WEIGHTS, MODEL, VOCABULARY = "model.safetensors", "rnn_lm.json", "vocabulary.json"
-CARD, ONNX, PAGE = "README.md", "model.onnx", "index.html"
+WEIGHTS, CARD, ONNX, PAGE = "model.safetensors", "README.md", "model.onnx", "index.html"
+FILES = {
+    WEIGHTS: "the weights",
+    EXPORTED: "the cell and the sizes",
+    VOCABULARY: "the tokens, in the order of their ids",
+    ONNX: "the model for ONNX Runtime and others: one step or whole sequences, with the state in and out",
+    PAGE: "a page that generates text: open it in a browser",
+}
 
 
-def read_folder(folder: Path) -> Weights:
+def read_folder(folder: str | Path) -> Weights:
     """The weights in an exported folder.
 
     Raises:
       UserError: a file is missing or damaged.
     """
-    described, vocabulary = read_json(folder / MODEL), Vocabulary.from_json(read_json(folder / VOCABULARY))
+    folder = path_of(folder)
+    described, vocabulary = read_json(folder / EXPORTED), Vocabulary.from_json(read_json(folder / VOCABULARY))
     model = described.get("model")
     if not isinstance(model, dict):
-        raise Unreadable(f'{folder / MODEL} does not describe a model: it has no object "model"')
+        raise Unreadable(f'{folder / EXPORTED} does not describe a model: it has no object "model"')
     return Weights(model, read_arrays(folder / WEIGHTS), vocabulary)
 
 
 def write_folder(folder: Path, weights: Weights, *, title: str, about: Json, modules: list[str]) -> dict[str, str]:
-    """Writes an exported folder, whole or not at all; replaces one that is there.
+    """Writes an exported folder. If it is there, its files are replaced, and others stay.
 
     Args:
       folder: its path.
@@ -46,6 +53,8 @@ def write_folder(folder: Path, weights: Weights, *, title: str, about: Json, mod
         "version": rnn_lm.__version__,
         "model": weights.model,
         "corpus": {"tokens": vocabulary.kind, "normalize": vocabulary.normalize, "sha256": ""},
+        "title": title,
+        "about": about,
     } | ({"import": modules} if modules else {})
     left_out: dict[str, str] = {}
 
@@ -57,12 +66,14 @@ def write_folder(folder: Path, weights: Weights, *, title: str, about: Json, mod
 
     with new_folder(folder) as temporary:
         write_arrays(temporary / WEIGHTS, weights.arrays)
-        write_json(temporary / MODEL, described)
+        write_json(temporary / EXPORTED, described)
         write_json(temporary / VOCABULARY, vocabulary.to_json())
         written(ONNX, lambda: _onnx(weights))
         written(PAGE, lambda: _page(weights, title, headline(about)))
-        files = [name for name in (WEIGHTS, MODEL, VOCABULARY, ONNX, PAGE) if name not in left_out]
+        files = {name: what for name, what in FILES.items() if name not in left_out}
         write_text(temporary / CARD, to_card(weights, title=title, about=about, files=files))
+    for name in left_out:  # of an earlier export
+        (folder / name).unlink(missing_ok=True)
     return left_out
 
 

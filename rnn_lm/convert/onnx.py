@@ -14,7 +14,7 @@ from rnn_lm.files import Json
 try:
     from onnx import TensorProto, helper, numpy_helper
 except ImportError as error:
-    raise UserError("model.onnx needs the package onnx: pip install onnx (or rnn_lm[convert])") from error
+    raise UserError("model.onnx needs the package onnx: pip install onnx") from error
 
 OPSET, IR_VERSION = 17, 8  # of 2022: what runtimes of the years since then read
 MAX_BYTES = 2**31 - 2**20  # of arrays; with all else a file may have 2 GiB

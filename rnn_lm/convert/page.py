@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rnn_lm.convert.weights import Weights
+from rnn_lm.data.vocabulary import KINDS
 from rnn_lm.errors import UserError
 from rnn_lm.files import Json
 
@@ -54,7 +55,7 @@ def description(weights: Weights) -> str:
     model, vocabulary = weights.model, weights.vocabulary
     kind = CELLS[model["cell"]] if model["kind"] == "rnn" else f"MLP over {model['context']} tokens"
     layers = f"{model['num_layers']} layers of " if model["kind"] == "rnn" and model["num_layers"] > 1 else ""
-    tokens = {"char": "characters", "word": "words", "byte": "bytes"}[vocabulary.kind]
+    tokens = KINDS[vocabulary.kind]
     size = sum(array.size for array in weights.arrays.values())
     return f"{kind}, {layers}{model['num_hiddens']} hidden units; {len(vocabulary) - 1:,} {tokens}; {size:,} parameters"
 

@@ -119,4 +119,4 @@ def not_ours(names: Collection[str]) -> UserError:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:MAX_LISTED] + ["…"] * (len(names) > MAX_LISTED))
+    return ", ".join(names[:MAX_LISTED] + ["…"] * (len(names) > MAX_LISTED)) or "no arrays"

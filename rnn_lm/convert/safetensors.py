@@ -8,7 +8,7 @@ import numpy as np
 from rnn_lm.errors import Unreadable, UserError
 from rnn_lm.files import write_bytes
 
-PICKLES = (b"PK\x03\x04", b"\x80")  # what the files of torch.save and of pickle start with
+PICKLES = (b"PK\x03\x04", b"\x80")  # what the files of torch.save and of pickle start with; others may, too
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -20,17 +20,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     numpy = _package()
     try:
         with path.open("rb") as file:
-            if file.read(4).startswith(PICKLES):
-                raise Unreadable(
-                    f"{path} is a pickle, which may run code and is not opened; write the weights with "
-                    'safetensors.torch.save_file(model.state_dict(), "model.safetensors")'
-                )
+            start = file.read(4)
         arrays = numpy.load_file(path)
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror or error}") from error
-    except UserError:
-        raise
     except Exception as error:  # SafetensorError, and whatever its header makes of the rest
+        if start.startswith(PICKLES):
+            raise Unreadable(
+                f"{path} is a pickle, which may run code and is not opened; write the weights with "
+                'safetensors.torch.save_file(model.state_dict(), "model.safetensors")'
+            ) from error
         raise Unreadable(f"{path} is no safetensors file, or is damaged: {str(error)[:200]}") from error
     return {name: array if array.dtype.kind in "fiub" else array.astype(np.float32) for name, array in arrays.items()}
 

@@ -1,23 +1,13 @@
 """A vocabulary of another program, and the rows of its model's arrays in the order of our ids."""
 
 import re
-from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 
-from rnn_lm.data.vocabulary import NORMALIZE, UNKNOWN, Vocabulary
-from rnn_lm.errors import UserError, unknown_name
+from rnn_lm.data.vocabulary import FITS, NEVER, UNKNOWN, Vocabulary, check_tokens
+from rnn_lm.errors import UserError
 
 UNKNOWNS = (UNKNOWN, "<UNK>", "[UNK]")  # how others write it
-# The logit of an `<unk>` that their model does not have. Its probability is 0 in float32 and float64, and it is a
-# number: infinities make NaN of p log p, −1e9 is infinite in half floats and swamps float32 sums of nats.
-NEVER = -1e4
-FITS: dict[str, Callable[[object], bool]] = {
-    "char": lambda token: isinstance(token, str) and len(token) == 1,
-    "byte": lambda token: type(token) is int and 0 <= token <= 255,
-    "word": lambda token: isinstance(token, str),
-}
 FORMS = (
     'a JSON list of tokens in the order of their ids, {"token": id, …}, or {"kind": …, "normalize": …, "tokens": […]}'
 )
@@ -52,13 +42,7 @@ def read_vocabulary(value: object) -> TheirVocabulary:
     ids = [i for i in range(len(value)) if i != unknown]
     tokens = [value[i] for i in ids]
     kind = kind or _kind_of(tokens)
-    for what, name, known in (("kind", kind, [*FITS]), ("normalize", normalize, [*NORMALIZE])):
-        if name not in known:
-            raise unknown_name(f"{what} of the vocabulary", name, known)
-    if other := [token for token in tokens if not FITS[kind](token)]:
-        raise UserError(f"a vocabulary of kind {kind} cannot have the token {str(other[0])[:60]!r}")
-    if twice := [token for token, count in Counter(tokens).items() if count > 1]:
-        raise UserError(f"the vocabulary has the token {twice[0]!r} twice")
+    check_tokens(tokens, kind, normalize)
     vocabulary = TheirVocabulary(tokens, kind=kind, normalize=normalize)
     vocabulary.rows = np.array([unknown, *ids])
     return vocabulary
@@ -84,7 +68,7 @@ def in_our_order(arrays: dict[str, np.ndarray], rows: np.ndarray, one_hot: str =
 
     That `<unk>` has zeros for its vector and its output weights and the logit `NEVER`. So the logits of all other
     tokens stay as they are, and so do their probabilities. `one_hot` names the weights that read one-hot vectors,
-    [V, G·H], or [n·V, H] of an MLP over n tokens.
+    [V, G·H], or [(n−1)·V, H] of an MLP over n − 1 tokens.
     """
     axes = {"embedding": 0, "w_hq": 1, "b_q": 0}
 

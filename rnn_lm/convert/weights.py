@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rnn_lm.data.vocabulary import Vocabulary
+from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, SHAPE
 from rnn_lm.files import Json
 
@@ -32,6 +33,12 @@ class Weights:
             if found := re.fullmatch(r"cell\.(?:cells\.(\d+)\.)?(.+)", name):
                 layers.setdefault(int(found[1] or 0), {})[found[2]] = array
         return [layers[number] for number in sorted(layers)]
+
+    def check_finite(self) -> None:
+        """Raises UserError if there are NaN or infinities."""
+        for name, array in self.arrays.items():
+            if not np.isfinite(array).all():
+                raise UserError(f"the model predicts nothing: {name} has numbers that are not finite")
 
 
 def layer_names(model: Json) -> list[str]:

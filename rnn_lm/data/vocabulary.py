@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,6 +11,9 @@ import numpy as np
 from rnn_lm.errors import UserError, unknown_name
 
 UNKNOWN = "<unk>"
+# The logit of an `<unk>` that their model does not have. Its probability is 0 in float32 and float64, and it is a
+# number: infinities make NaN of p log p, −1e9 is infinite in half floats and swamps float32 sums of nats.
+NEVER = -1e4
 NORMALIZE = {
     "none": lambda text: text,
     # The d2l rule: each run of anything but letters becomes one space.
@@ -23,6 +26,13 @@ TOKENIZE = {
     "byte": lambda text: text.encode(),
 }
 Tokens = str | bytes | list[str]
+KINDS = {"char": "characters", "word": "words", "byte": "bytes"}
+# Whether a text can be cut into such tokens.
+FITS: dict[str, Callable[[object], bool]] = {
+    "char": lambda token: isinstance(token, str) and len(token) == 1,
+    "byte": lambda token: type(token) is int and 0 <= token <= 255,
+    "word": lambda token: isinstance(token, str) and re.fullmatch(r"\n|\S+", token) is not None,
+}
 
 
 def tokenize(text: str, kind: str, normalize: str) -> Tokens:
@@ -158,10 +168,26 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Vocabulary":
+        """The vocabulary of a `vocabulary.json`; raises UserError where it is none."""
         try:
-            return cls(value["tokens"][1:], kind=value["kind"], normalize=value["normalize"])
-        except (KeyError, TypeError) as error:
+            (first, *tokens), kind, normalize = value["tokens"], value["kind"], value["normalize"]
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a vocabulary: {error!r} in {str(value)[:60]!r}") from error
+        if first != UNKNOWN:
+            raise UserError(f"the first token of a vocabulary is {UNKNOWN}, not {str(first)[:60]!r}")
+        check_tokens(tokens, kind, normalize)
+        return cls(tokens, kind=kind, normalize=normalize)
+
+
+def check_tokens(tokens: Sequence[object], kind: str, normalize: str) -> None:
+    """Raises UserError unless these can be the tokens of a vocabulary of that kind."""
+    for what, name, known in (("kind", kind, KINDS), ("normalize", normalize, NORMALIZE)):
+        if name not in known:
+            raise unknown_name(f"{what} of the vocabulary", str(name), known)
+    if other := [token for token in tokens if not FITS[kind](token)]:
+        raise UserError(f"a vocabulary of kind {kind} cannot have the token {str(other[0])[:60]!r}")
+    if twice := [token for token, count in Counter(tokens).items() if count > 1]:
+        raise UserError(f"the vocabulary has the token {twice[0]!r} twice")
 
 
 def _join(words: Sequence[str]) -> str:

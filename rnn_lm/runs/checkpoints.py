@@ -140,7 +140,7 @@ def fill_tree(template: Tree, arrays: dict[str, np.ndarray]) -> Tree:
     for name, leaf in named_leaves(template).items():
         there = f"{arrays[name].dtype} {list(arrays[name].shape)}" if name in arrays else "missing"
         if there != (here := f"{leaf.dtype} {list(leaf.shape)}"):
-            raise UserError(f"the weights do not fit this model: {name} is {there} in the file, {here} in the model")
+            raise UserError(f"the weights do not fit this model: {name} is {there}, it must be {here}")
         leaves.append(jax.numpy.asarray(arrays[name]))
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 

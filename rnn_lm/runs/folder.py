@@ -13,11 +13,10 @@ from rnn_lm.config import complete_config
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, get_field
-from rnn_lm.files import Json, path_of, read_if_there, read_json, temporary_name, write_json
+from rnn_lm.files import EXPORTED, VOCABULARY, Json, path_of, read_if_there, read_json, temporary_name, write_json
 from rnn_lm.plugins import IMPORTED
 
-CONFIG, VOCABULARY, CHECKPOINTS = "config.json", "vocabulary.json", "checkpoints"
-EXPORTED = "rnn_lm.json"  # what an exported folder has in place of `CONFIG`: the fields that its model needs
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
 SUMMARY, DIVERGED = "summary.json", "diverged.json"
 NGRAM, MIXTURE = "ngram.npz", "mixture.json"
@@ -49,7 +48,8 @@ def check_only(workdir: Path, names: set[str], what: str, named: Path | None = N
         raise UserError(f"--workdir={workdir} is a file; {hint}")
     ours = names | {temporary_name(Path(name)).name for name in names}
     if workdir.is_dir() and (others := {path.name for path in workdir.iterdir()} - ours):
-        raise UserError(f"--workdir={workdir} is not empty and not {what} (it has {min(others)}); {hint}")
+        is_not = f" and not {what}" if what else ""
+        raise UserError(f"--workdir={workdir} is not empty{is_not} (it has {min(others)}); {hint}")
 
 
 @contextmanager
@@ -137,20 +137,22 @@ def read_config(workdir: Path) -> tuple[ConfigDict, Hashes]:
     """
     path = config_path(workdir)
     value = read_json(path)
-    for name in ("import", "version"):
+    for name in ("import", "version", "title", "about"):  # the last three are of an exported folder
         value.pop(name, None)
     try:
         hashes = Hashes(value["corpus"].pop("sha256"), value.pop("init_sha256", ""))
         return complete_config(value), hashes
     except (KeyError, TypeError, AttributeError, UserError) as error:
-        raise UserError(f"{path} is not the config of a run; give another --workdir") from error
+        reason = str(error) if isinstance(error, UserError) else repr(error)
+        raise UserError(f"{path} is not the config of a run ({reason})") from error
 
 
 def config_path(workdir: Path) -> Path:
     """The file with the config of a run, or of an exported folder; raises UserError if there is none."""
     found = [workdir / name for name in (CONFIG, EXPORTED) if (workdir / name).is_file()]
     if not found:
-        raise UserError(f"--workdir={workdir} holds no run ({CONFIG} is missing); train one with --config first")
+        why = f"{CONFIG} is missing" if workdir.is_dir() else "it is a file" if workdir.exists() else "no such folder"
+        raise UserError(f"--workdir={workdir} holds no run ({why}); train one with --config first")
     return found[0]
 
 

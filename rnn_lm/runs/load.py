@@ -11,11 +11,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rnn_lm.config import set_field
+from rnn_lm.convert.weights import Weights
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import Unreadable, UserError, unknown_name
 from rnn_lm.fields import SHAPE, get_field
-from rnn_lm.files import Json, path_of, read_json, write_json
+from rnn_lm.files import EXPORTED, VOCABULARY, Json, path_of, read_json, write_json
 from rnn_lm.inference.mixture import BUCKETS, Mixture, fit_weights
 from rnn_lm.ngram import NGramLM
 from rnn_lm.nn.arrays import named_leaves
@@ -23,7 +24,7 @@ from rnn_lm.nn.models import LanguageModel
 from rnn_lm.nn.registry import CELLS
 from rnn_lm.program import model_of, new_model, program_of
 from rnn_lm.runs.checkpoints import Checkpoints, fill_tree
-from rnn_lm.runs.folder import CHECKPOINTS, EXPORTED, MIXTURE, NGRAM, VOCABULARY, config_path, read_config
+from rnn_lm.runs.folder import CHECKPOINTS, MIXTURE, NGRAM, config_path, read_config
 from rnn_lm.runs.origin import Origin
 
 PARAMS = "params."  # what the names of a checkpoint's parameters start with
@@ -68,7 +69,7 @@ def check_cell_is_known(workdir: Path, config: ConfigDict) -> None:
     if config.model.kind == "rnn" and config.model.cell not in CELLS:
         modules = read_json(config_path(workdir)).get("import") or ["MODULE_OR_FILE"]
         flags = " ".join(f"--import={name}" for name in modules)
-        raise UserError(f"--workdir={workdir}: the cell {config.model.cell!r} is not registered; give {flags}")
+        raise UserError(f"{workdir}: the cell {config.model.cell!r} is not registered; give {flags}")
 
 
 def _mixture(workdir: Path, network: LanguageModel) -> Mixture:
@@ -126,6 +127,7 @@ def adopt(config: ConfigDict, given: Container[str] = ()) -> ConfigDict:
     config, path = config.copy_and_resolve_references(), path_of(config.init_from)
     with _called_init_from(path):
         theirs, _ = read_config(path)
+        check_cell_is_known(path, theirs)
         vocabulary = vocabulary_of(path)
     fields = {f"model.{name}": get_field(theirs, f"model.{name}") for name in SHAPE}
     fields |= {"corpus.tokens": vocabulary.kind, "corpus.normalize": vocabulary.normalize}
@@ -150,7 +152,9 @@ def text_and_origin(config: ConfigDict) -> tuple[Corpus, Origin | None]:
     path = path_of(config.init_from)
     with _called_init_from(path):
         model, vocabulary = load(path)
-    origin = Origin(config.init_from, arrays_of(model), vocabulary, model.fingerprint())
+        arrays = arrays_of(model)
+        Weights({}, arrays, vocabulary).check_finite()
+    origin = Origin.of(config.init_from, model.fingerprint(), arrays, vocabulary)
     return load_corpus(**config.corpus, vocabulary=vocabulary), origin
 
 
@@ -165,7 +169,8 @@ def _called_init_from(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace(f"--workdir={path}", f"--config.init_from={path}")) from error
+        message = str(error).replace(f"--workdir={path}", f"--config.init_from={path}")
+        raise UserError(message.removesuffix("; train one with --config first")) from error
 
 
 def load_checkpoint(workdir: Path, config: ConfigDict, vocab_size: int) -> tuple[LanguageModel, int, int]:

@@ -1,11 +1,12 @@
 """The weights that a run starts from if they are not random: those of `config.init_from`."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from rnn_lm.data.corpus import Corpus
-from rnn_lm.data.vocabulary import Vocabulary, readable
+from rnn_lm.data.vocabulary import NEVER, Vocabulary, readable
 from rnn_lm.runs.folder import Hashes
 
 MAX_SHOWN = 8  # of the new tokens
@@ -18,13 +19,27 @@ class Origin:
     path: str
     arrays: dict[str, np.ndarray]  # by name
     vocabulary: Vocabulary
-    sha256: str  # of the arrays
+    sha256: str  # of arrays and vocabulary
+
+    @classmethod
+    def of(cls, path: str, fingerprint: str, arrays: dict[str, np.ndarray], vocabulary: Vocabulary) -> "Origin":
+        """A model with that fingerprint. An `<unk>` that could never be drawn gets the bias of the rarest token.
+
+        Imported models may have such a one: it would cost so much in a text with unknown tokens that nothing else
+        would be learned.
+        """
+        sha256 = hashlib.sha256(f"{fingerprint} {vocabulary.to_json()}".encode()).hexdigest()
+        b_q = arrays["b_q"]
+        if b_q[0] <= NEVER:
+            arrays = arrays | {"b_q": np.concatenate([b_q[1:].min(keepdims=True), b_q[1:]])}
+        return cls(path, arrays, vocabulary, sha256)
 
     def line(self, corpus: Corpus) -> str:
         """Where the weights come from, and which tokens of the text are new to them."""
         new = [repr(readable(token)) for token in corpus.vocabulary.tokens[len(self.vocabulary) :]]
         shown = ", ".join(new[:MAX_SHOWN]) + (f" and {len(new) - MAX_SHOWN} more" if new[MAX_SHOWN:] else "")
-        added = f"{len(new)} tokens are new to it and get random weights: {shown}" if new else "no token is new to it"
+        are = "token is" if len(new) == 1 else "tokens are"
+        added = f"{len(new)} {are} new to it, with random weights: {shown}" if new else "no token is new to it"
         return f"weights: from {self.path}; {added}"
 
 

@@ -19,7 +19,7 @@ from rnn_lm.nn.models import RNNLM, LanguageModel, NeuralLM
 from rnn_lm.nn.registry import CELLS
 from rnn_lm.nn.stack import Stack
 from rnn_lm.runs.checkpoints import Checkpoints
-from rnn_lm.runs.folder import CHECKPOINTS, Hashes, another_folder, write_identity
+from rnn_lm.runs.folder import CHECKPOINTS, Hashes, check_only, write_identity
 from rnn_lm.runs.load import arrays_of, model_with
 
 
@@ -44,10 +44,9 @@ def save_weights(workdir: str | Path, weights: Weights, *, force: bool = False) 
     Raises:
       UserError: as in `save`, or the weights do not fit.
     """
-    if not_finite := [name for name, array in weights.arrays.items() if not np.isfinite(array).all()]:
-        if not force:
-            raise UserError(f"{not_finite[0]} has numbers that are not finite; --force takes them all the same")
-    if (size := weights.arrays["b_q"].size) != len(weights.vocabulary):
+    if not force:
+        weights.check_finite()
+    if "b_q" in weights.arrays and (size := weights.arrays["b_q"].size) != len(weights.vocabulary):
         raise UserError(f"the vocabulary has {len(weights.vocabulary)} tokens, the weights have {size}")
     config = complete_config({"model": weights.model})
     check_config(config)
@@ -60,8 +59,7 @@ def _write(workdir: Path, config: ConfigDict, model: LanguageModel, vocabulary: 
     config.corpus.tokens, config.corpus.normalize = vocabulary.kind, vocabulary.normalize
     if len(vocabulary) != model.vocab_size:
         raise UserError(f"the vocabulary has {len(vocabulary)} tokens, the model has {model.vocab_size}")
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise UserError(f"--workdir={workdir} is not empty; {another_folder(workdir)}")
+    check_only(workdir, set(), what="")
     with new_folder(workdir) as folder:
         with closing(Checkpoints(folder / CHECKPOINTS, background=False)) as checkpoints:
             checkpoints.save(0, {"params": nnx.state(model, nnx.Param)}, {"best": {"step": None}})
@@ -78,8 +76,9 @@ def config_of(model: LanguageModel) -> ConfigDict:
     if type(model) not in (RNNLM, MLPLM):
         raise UserError(f"only an RNNLM or an MLPLM can be saved as a run; this is a {type(model).__name__}")
     assert isinstance(model, NeuralLM)
-    config = complete_config({"model": _fields_of(model)})
     try:
+        config = complete_config({"model": _fields_of(model)})
+        check_config(config)
         again = model_with(config, arrays_of(model), model.vocab_size)
     except UserError as error:
         raise UserError(f"no config describes this model: {error}") from error
@@ -110,7 +109,7 @@ def _fields_of(model: NeuralLM) -> Json:
     names = {name for cell in cells for name, cls in CELLS.items() if cls is type(cell)}
     if len(names) != 1:
         kinds = ", ".join(dict.fromkeys(type(cell).__name__ for cell in cells))
-        raise UserError(f"no config describes this model: its layers are {kinds}, but must be of one registered class")
+        raise UserError(f"its layers are {kinds}, but must be of one registered class")
     of_cell = {name: getattr(cells[0], name) for name in ("activation", "reset_after") if hasattr(cells[0], name)}
     return given | of_cell | {
         "cell": names.pop(),

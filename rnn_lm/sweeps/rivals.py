@@ -55,7 +55,7 @@ def compare(config: ConfigDict, workdir: str | Path, on_progress: Callable[[str]
     if config.stop_patience:
         raise UserError("config.stop_patience is not for compare: all networks get the same budget; leave it out")
     if config.init_from:
-        raise UserError("config.init_from is not for compare: all networks start from random weights; leave it out")
+        raise UserError("config.init_from is not for compare: all start from random weights; give --config.init_from=")
     configs = {name: config_of(config, name) for name in names}
     corpus = load_corpus(**config.corpus)
     check_only(workdir, {*names, RESULT, NGRAMS, PLOTS}, "a comparison")

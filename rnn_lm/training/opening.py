@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import jax
 
 from rnn_lm.data.corpus import Corpus
+from rnn_lm.data.vocabulary import KINDS
 from rnn_lm.nn import native
 from rnn_lm.runs.origin import Origin
 from rnn_lm.training.loop import Trainer
@@ -13,10 +14,9 @@ from rnn_lm.training.loop import Trainer
 def text_lines(corpus: Corpus, origin: Origin | None = None) -> Iterator[str]:
     """The text, its splits and its vocabulary, and the weights to start from."""
     train, valid, test = (f"{len(split.ids):,}" for split in (corpus.train, corpus.valid, corpus.test))
-    kinds = {"char": "characters", "word": "words", "byte": "bytes"}
     yield f"text: {corpus.name}"
     yield f"tokens: {train} for training, {valid} validation, {test} test"
-    yield f"vocabulary: {len(corpus.vocabulary):,} tokens ({kinds[corpus.vocabulary.kind]} and <unk>)"
+    yield f"vocabulary: {len(corpus.vocabulary):,} tokens ({KINDS[corpus.vocabulary.kind]} and <unk>)"
     if origin:
         yield origin.line(corpus)
 

@@ -15,7 +15,7 @@ from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn import native
 from rnn_lm.program import batches_of
-from rnn_lm.runs.folder import NGRAM, SUMMARY, check_folder, is_done, locked
+from rnn_lm.runs.folder import NGRAM, SUMMARY, another_folder, check_folder, is_done, locked
 from rnn_lm.runs.load import adopt, text_and_origin
 from rnn_lm.runs.origin import hashes_of
 from rnn_lm.runs.record import OnLine
@@ -44,6 +44,8 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
       Stopped: SIGTERM or SIGINT came; the run is saved.
     """
     workdir, trace = path_of(workdir), path_of(profile)
+    if config.init_from and path_of(config.init_from).resolve() == workdir.resolve():
+        raise UserError(f"--config.init_from={config.init_from} is the --workdir; {another_folder(workdir)}")
     config = adopt(config)
     check_config(config)
     prepare_machine_code()

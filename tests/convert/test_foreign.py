@@ -210,8 +210,8 @@ def test_a_module_of_pytorch_takes_what_is_written_for_it(cell):
     model.load_state_dict({name: torch.from_numpy(array) for name, array in to_pytorch(weights).items()})
     theirs = model.output(model.rnn(model.embedding(torch.tensor(TOKENS)))[0]).detach().numpy()
     np.testing.assert_allclose(logits_of(weights), theirs, atol=1e-5)
-    if cell == "lstm":
-        names = {"weights": random_weights("lstm", num_layers=2)}
+    for embed_dim in (0, 5):
+        names = {"weights": random_weights(cell, num_layers=2, embed_dim=embed_dim)}
         exec(from_page("import torch\n", "to_pytorch(weights).items()})"), names)
         theirs = names["model"](torch.tensor(TOKENS))[0].detach().numpy()
         np.testing.assert_allclose(logits_of(names["weights"]), theirs, atol=1e-5)

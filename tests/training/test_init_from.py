@@ -10,9 +10,9 @@ import pytest
 import rnn_lm
 from rnn_lm.commands import main
 from rnn_lm.data.corpus import load_corpus
+from rnn_lm.data.vocabulary import NEVER
 from rnn_lm.errors import UserError
 from rnn_lm.files import read_json
-from rnn_lm.nn.models import RNNLM
 from rnn_lm.program import model_of, program_of
 from rnn_lm.runs.load import adopt, arrays_of, text_and_origin
 from rnn_lm.sweeps.members import members_of
@@ -92,7 +92,7 @@ def test_the_first_weights_give_the_sources_logits(kind, text_file, other_text, 
 def test_it_says_so_and_learns_faster(tuned, run_folder, other_text, tmp_path, capsys):
     config, _, summary = tuned
     train(config, tmp_path / "again")
-    assert f"weights: from {run_folder}; 3 tokens are new to it and get random weights: 'Ä', 'Ö', '?'" in (
+    assert f"weights: from {run_folder}; 3 tokens are new to it, with random weights: 'Ä', 'Ö', '?'" in (
         capsys.readouterr().err
     )
     assert read_json(tmp_path / "again" / "summary.json")["valid"] == summary["valid"]  # the same bits
@@ -180,6 +180,29 @@ def test_members_of_a_sweep_start_from_it(run_folder, other_text, tmp_path, mode
         members_of(config, [{"model.cell": "gru"}], tmp_path / "wrong")
 
 
+def test_an_unk_that_could_not_be_drawn_can_be_learned(run_folder, other_text, tmp_path):
+    """As imported models have it."""
+    model, vocabulary = rnn_lm.load(run_folder)
+    model.b_q[...] = model.b_q[...].at[0].set(NEVER)
+    rnn_lm.save(tmp_path / "source", model, vocabulary)
+    config = small_config(other_text, init_from=str(tmp_path / "source"), steps=20, corpus__max_vocab=2)
+    assert train(config, tmp_path / "run")["train"]["perplexity"] < 100
+
+
+def test_another_vocabulary_is_another_origin(tuned, run_folder, other_text, tmp_path):
+    config, workdir, _ = tuned
+    shutil.copytree(run_folder, tmp_path / "source")
+    file = tmp_path / "source" / "vocabulary.json"
+    value = json.loads(file.read_text())
+    value["tokens"][1:3] = value["tokens"][2:0:-1]
+    file.write_text(json.dumps(value))
+    changed = small_config(other_text, init_from=str(tmp_path / "source"), seed=3, steps=30)
+    with pytest.raises(UserError, match="the model of init_from has SHA-256 .*… there, SHA-256 .*… here"):
+        train(changed, workdir)
+    with pytest.raises(UserError, match=f"--config.init_from={workdir} is the --workdir; give another folder"):
+        train(small_config(other_text, init_from=str(workdir)), workdir)
+
+
 def test_a_comparison_starts_from_nothing(run_folder, other_text, tmp_path):
     with pytest.raises(UserError, match="config.init_from is not for compare"):
         compare(small_config(other_text, init_from=str(run_folder)), tmp_path / "compared")
@@ -190,4 +213,3 @@ def test_a_limit_counts_the_sources_tokens_too(run_folder, other_text):
     for limit, size in ((known + 1, known + 1), (2, known)):
         config = adopt(small_config(other_text, init_from=str(run_folder), corpus__max_vocab=limit))
         assert len(text_and_origin(config)[0].vocabulary) == size
-    assert isinstance(rnn_lm.load(run_folder)[0], RNNLM)
