@@ -94,6 +94,7 @@ def test_linen():
         linen.RNN(bridged).init(jax.random.key(0), x)
 
 
+@pytest.mark.slow
 def test_a_training_loop_in_a_program_of_its_own(tmp_path):
     path = tmp_path / "forecast.py"
     path.write_text(code_of("A training loop"))
@@ -103,6 +104,7 @@ def test_a_training_loop_in_a_program_of_its_own(tmp_path):
     assert len(errors) == 5 and errors[0] > 0.3 and errors[-1] < 0.02
 
 
+@pytest.mark.slow
 def test_vmap():
     names = run("`vmap`")
     _, _, values = names["all_at_once"]
@@ -192,6 +194,7 @@ def test_what_the_page_says_of_exported_lstms_and_gradients():
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_classifier():
     names = run("A classifier")
     model, ids, lengths = names["model"], names["ids"], names["lengths"]
@@ -202,6 +205,7 @@ def test_a_classifier():
     assert np.abs(logits - model(jnp.where(padding, 3 - ids, ids), jnp.full(64, 20))).max() > 0.01  # would matter
 
 
+@pytest.mark.slow
 def test_from_sequence_to_sequence():
     names = run("From sequence to sequence")
     assert len(names["source"]) == 5 and names["right"] > 0.95
@@ -209,6 +213,7 @@ def test_from_sequence_to_sequence():
     assert np.mean((unlearned == names["source"][::-1]).all(axis=0)) < 0.1
 
 
+@pytest.mark.slow
 def test_reinforcement_learning():
     names = run("Reinforcement learning")
     assert names["with_memory"] > 0.95 and names["without"] < 0.55

@@ -11,7 +11,7 @@ from pathlib import Path
 from rnn_lm.commands.flags import FlagValues, define, workdir_of
 from rnn_lm.commands.screen import json_line, listing, on_terminal, paragraph
 from rnn_lm.errors import UserError
-from rnn_lm.files import EXPORTED, path_of
+from rnn_lm.files import EXPORTED, Json, path_of
 
 ARGUMENTS = ("OUT",)
 
@@ -27,6 +27,7 @@ def run(flags: FlagValues, out: str) -> str:
 
     from rnn_lm.config import model_name, text_name
     from rnn_lm.convert.folder import CARD, FILES, write_folder
+    from rnn_lm.convert.weights import check_finite
     from rnn_lm.files import read_json
     from rnn_lm.runs.folder import config_path, read_config, read_summary
     from rnn_lm.runs.load import load
@@ -35,12 +36,12 @@ def run(flags: FlagValues, out: str) -> str:
     model, vocabulary = load(workdir)
     config, hashes = read_config(workdir)
     title = model_name(config) + (f", trained on {os.path.basename(text_name(config))}" if hashes.text else "")
-    # By their names alone: elsewhere, files are in other folders.
     described = read_json(config_path(workdir))
-    title, about = described.get("title", title), read_summary(workdir) or described.get("about", {})
+    title, about = described.get("title", title), _about(read_summary(workdir)) or described.get("about", {})
+    # By their names alone: elsewhere, files are in other folders.
     modules = [Path(name).name for name in described.get("import") or []]
     weights = weights_of(config, model, vocabulary)
-    weights.check_finite()
+    check_finite(weights.arrays)
     left_out = write_folder(target, weights, title=title, about=about, modules=modules)
     sizes = {name: (target / name).stat().st_size for name in (CARD, *FILES) if name not in left_out}
     if not on_terminal():
@@ -50,6 +51,15 @@ def run(flags: FlagValues, out: str) -> str:
         *(f"Without {name}: {why}" for name, why in left_out.items()),
     ]
     return "\n".join([*map(paragraph, lines), "", listing(*(target / name for name in sizes))])
+
+
+def _about(summary: Json | None) -> Json:
+    """What the model card says of a run, without the folders of this machine."""
+    if summary is None:
+        return {}
+    about = {name: summary[name] for name in ("steps", "tokens", "valid", "test", "baselines") if name in summary}
+    corpus = summary["corpus"]
+    return about | {"corpus": {"source": os.path.basename(corpus["source"]), "sha256": corpus["sha256"]}}
 
 
 def check_target(target: Path, *, force: bool) -> None:

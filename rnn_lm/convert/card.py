@@ -1,7 +1,5 @@
 """The model card of an exported folder: what the model is, how good it is, and how to use it."""
 
-from pathlib import Path
-
 from rnn_lm.convert.weights import Weights
 from rnn_lm.data.vocabulary import KINDS
 from rnn_lm.files import Json
@@ -72,7 +70,7 @@ def _figures(about: Json) -> list[str]:
         "**this model**": result,
     }
     table = [f"| {who} | {row['perplexity']:.2f} | {row['bits_per_char']:.3f} |" for who, row in rows.items() if row]
-    text = f"{Path(corpus['source']).name} (SHA-256 {corpus['sha256'][:12]}…)"
+    text = f"{corpus['source']} (SHA-256 {corpus['sha256'][:12]}…)"
     trained = f"Trained for {about['steps']:,} steps on {about['tokens']:,} tokens of {text}"
     return [
         "## How good is it?",

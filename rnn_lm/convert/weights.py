@@ -1,6 +1,7 @@
 """A language model as plain data, NumPy arrays by name: what every format is written from and read to. Needs no jax."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +35,12 @@ class Weights:
                 layers.setdefault(int(found[1] or 0), {})[found[2]] = array
         return [layers[number] for number in sorted(layers)]
 
-    def check_finite(self) -> None:
-        """Raises UserError if there are NaN or infinities."""
-        for name, array in self.arrays.items():
-            if not np.isfinite(array).all():
-                raise UserError(f"the model predicts nothing: {name} has numbers that are not finite")
+
+def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError if there are NaN or infinities."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"the model predicts nothing: {name} has numbers that are not finite")
 
 
 def layer_names(model: Json) -> list[str]:

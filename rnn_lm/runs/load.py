@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rnn_lm.config import set_field
-from rnn_lm.convert.weights import Weights
+from rnn_lm.convert.weights import check_finite
 from rnn_lm.data.corpus import Corpus, load_corpus
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import Unreadable, UserError, unknown_name
@@ -153,7 +153,7 @@ def text_and_origin(config: ConfigDict) -> tuple[Corpus, Origin | None]:
     with _called_init_from(path):
         model, vocabulary = load(path)
         arrays = arrays_of(model)
-        Weights({}, arrays, vocabulary).check_finite()
+        check_finite(arrays)
     origin = Origin.of(config.init_from, model.fingerprint(), arrays, vocabulary)
     return load_corpus(**config.corpus, vocabulary=vocabulary), origin
 

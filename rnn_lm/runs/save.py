@@ -9,7 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from rnn_lm.config import check_config, complete_config
-from rnn_lm.convert.weights import Weights
+from rnn_lm.convert.weights import Weights, check_finite
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
 from rnn_lm.fields import SHAPE
@@ -45,7 +45,7 @@ def save_weights(workdir: str | Path, weights: Weights, *, force: bool = False) 
       UserError: as in `save`, or the weights do not fit.
     """
     if not force:
-        weights.check_finite()
+        check_finite(weights.arrays)
     if "b_q" in weights.arrays and (size := weights.arrays["b_q"].size) != len(weights.vocabulary):
         raise UserError(f"the vocabulary has {len(weights.vocabulary)} tokens, the weights have {size}")
     config = complete_config({"model": weights.model})

@@ -16,7 +16,7 @@ import rnn_lm
 from rnn_lm.commands import main
 from rnn_lm.convert.safetensors import read_arrays
 from rnn_lm.files import read_json
-from tests.runs.test_save import MODELS, VOCABULARY, model_of
+from tests.runs.test_save import MODELS, VOCABULARY, model_of, own_cell  # noqa: F401 — the last is a fixture for all
 
 FILES = ["README.md", "index.html", "model.onnx", "model.safetensors", "rnn_lm.json", "vocabulary.json"]
 

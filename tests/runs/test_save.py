@@ -12,6 +12,7 @@ import rnn_lm
 from rnn_lm.commands import main
 from rnn_lm.errors import UserError
 from rnn_lm.nn.activations import ACTIVATIONS
+from rnn_lm.nn.registry import CELLS
 from rnn_lm.runs.load import arrays_of
 from rnn_lm.runs.save import config_of
 
@@ -20,12 +21,16 @@ VOCABULARY = rnn_lm.Vocabulary.of(TEXT, kind="char", normalize="none")
 SIZE = len(VOCABULARY)
 
 
-@rnn_lm.register_cell("saved")
 class SavedCell(rnn_lm.Cell):
     num_gates = 1
 
     def gates(self, carry, projected, recurrent, /):
         return jnp.sin(projected + recurrent)
+
+
+@pytest.fixture(autouse=True)
+def own_cell(monkeypatch):
+    monkeypatch.setitem(CELLS, "saved", SavedCell)
 
 
 MODELS = {

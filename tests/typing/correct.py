@@ -135,6 +135,7 @@ def main(folder: Path) -> None:
     summary = rnn_lm.train(config, folder / "run", on_line=lines.append)
     assert_type(summary, dict[str, Any])
     print(summary["steps"])
+    rnn_lm.save(folder / "mine", rnn_lm.load(folder / "run")[0], corpus.vocabulary)
     model, vocabulary = rnn_lm.load(folder / "run", mix="ngram")
     assert_type(vocabulary, rnn_lm.Vocabulary)
     print(rnn_lm.evaluate(model, vocabulary.encode("was once only imagined")).nll, vocabulary.start)
