@@ -73,6 +73,7 @@ def test_nnx_bidirectional():
     np.testing.assert_array_equal(right[:, :2], names["right"][:, :2])
 
 
+@pytest.mark.slow
 def test_linen():
     names = run("Linen")
     params = names["params"]["params"]
@@ -113,6 +114,7 @@ def test_vmap():
     np.testing.assert_allclose(values[2], names["one"][2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_shard_map_on_four_devices():
     more = """
 assert len(value.devices()) == jax.device_count() == 4
@@ -134,6 +136,7 @@ with jax.set_mesh(jax.make_mesh((4,), ("data",))):
     assert (under_shard_map, auto) == 2 * (native.is_available(),) and explicit == 0
 
 
+@pytest.mark.slow
 def test_checkpoint():
     names = run("`jax.checkpoint`")
     cells = [nnx.merge(names["graphdef"], jax.tree.map(lambda p, i=i: p[i], names["params"])) for i in range(4)]
@@ -159,6 +162,7 @@ def test_checkpoint():
         assert megabytes(jax.checkpoint) < 0.9 * plain
 
 
+@pytest.mark.slow
 def test_export(tmp_path):
     pytest.importorskip("flatbuffers")
     file, ids, logits = (str(tmp_path / name) for name in ("exported", "ids.npy", "logits.npy"))

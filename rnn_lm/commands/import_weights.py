@@ -39,6 +39,7 @@ def run(flags: FlagValues, given: str) -> str:
 
     from rnn_lm.config import model_name
     from rnn_lm.convert.folder import WEIGHTS, read_folder
+    from rnn_lm.data.vocabulary import KINDS
     from rnn_lm.runs.folder import read_config
     from rnn_lm.runs.load import check_cell_is_known
     from rnn_lm.runs.save import save_weights
@@ -54,16 +55,12 @@ def run(flags: FlagValues, given: str) -> str:
     else:
         weights = _foreign(_file_in(source), mapping, flags)
     config = save_weights(workdir, weights, force=flags.force)
-    size = sum(array.size for array in weights.arrays.values())
-    result = {
-        "workdir": str(workdir),
-        "model": weights.model,
-        "num_params": size,
-        "vocab_size": len(weights.vocabulary),
-    }
+    vocabulary, size = weights.vocabulary, sum(array.size for array in weights.arrays.values())
     if not on_terminal():
-        return json_line(result)
-    return paragraph(f"{model_name(config)}, {size:,} parameters, {len(weights.vocabulary):,} tokens: {workdir}")
+        sizes = {"num_params": size, "vocab_size": len(vocabulary), "tokens": vocabulary.kind}
+        return json_line({"workdir": str(workdir), "model": weights.model} | sizes)
+    tokens = f"{len(vocabulary) - 1:,} {KINDS[vocabulary.kind]} and <unk>"
+    return paragraph(f"{workdir}: {model_name(config)}, {size:,} parameters, {tokens}")
 
 
 def _foreign(file: Path, mapping: dict[str, str], flags: FlagValues) -> "Weights":

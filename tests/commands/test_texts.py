@@ -30,7 +30,7 @@ def of_words(tmp_path_factory):
     return folder / "words"
 
 
-@pytest.mark.parametrize("mix", ["none", "ngram"])
+@pytest.mark.parametrize("mix", ["none", pytest.param("ngram", marks=pytest.mark.slow)])
 def test_a_byte_model_needs_no_prompt(cli, of_bytes, mix):
     flags = [f"--workdir={of_bytes}", f"--mix={mix}", "--strict"]
     code, out, err = cli("generate", *flags, "--length=20")
@@ -103,6 +103,7 @@ def test_a_page_is_not_written_over_a_file(cli, of_bytes, tmp_path):
     assert code == 2 and "none: no such folder" in err
 
 
+@pytest.mark.slow
 def test_the_tilde_is_the_home_folder_for_every_verb(cli, of_bytes, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(of_bytes.parent))
     monkeypatch.chdir(tmp_path)
@@ -117,6 +118,7 @@ def test_the_tilde_is_the_home_folder_for_every_verb(cli, of_bytes, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_may_lie_in_the_folder_of_its_text(cli, text_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(text_file.read_text())

@@ -163,6 +163,7 @@ def test_ids_select_rows_as_jax_selects_them(name):
     assert_close(*both_ways(lambda ids: unroll(cell, carry, ids)[1], 3 * ids))  # some out of range
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_second_derivatives_and_vmap_with_masks_equal_the_scans():
     cell, carry, x = make("gru", b=9)
@@ -210,6 +211,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_bits_do_not_depend_on_how_many_threads_there_are():
     def bits(threads):

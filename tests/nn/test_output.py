@@ -105,6 +105,7 @@ def test_blocks_keep_no_logits(monkeypatch):
     assert temporaries(lambda layer, h: layer.nll(h, labels).mean()) < logits / 2
 
 
+@pytest.mark.slow
 def test_derivatives_of_all_kinds_are_those_of_whole_logits():
     layer, h, labels, mask = layer_of()
     plain = lambda h, w=layer.w: masked_mean(cross_entropy(replace(layer, w=w).logits(h), labels), mask)  # noqa: E731

@@ -130,7 +130,7 @@ def test_remat_changes_nothing(remat, reverse):
     assert_same(*results, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("name", ["elman", "gru", "lstm"])
+@pytest.mark.parametrize("name", ["elman", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "lstm"))])
 def test_gradients_are_those_of_finite_differences_twice(name):
     with jax.enable_x64():
         cell = make_cell(name, 2, 2, param_dtype=jnp.float64)

@@ -120,6 +120,7 @@ def test_verbs_that_need_a_text_ask_for_it(saved, tmp_path, text_file, capsys):
     assert f"give --config.init_from={folder} and another --workdir" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_it(saved, tmp_path, text_file, capsys):
     flags = ["--config.steps=2", f"--config.corpus.path={text_file}", "--config.batch_size=2"]
     assert main(["--config=char", f"--config.init_from={saved}", f"--workdir={tmp_path / 'run'}", *flags]) == 0

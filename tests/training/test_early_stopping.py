@@ -56,7 +56,7 @@ def test_stopped_by_hand_and_resumed_it_ends_at_the_same_step(text_file, tmp_pat
     assert evaluations(tmp_path / "resumed") == through
 
 
-@pytest.mark.parametrize("mode", ["sequential", "vmap"])
+@pytest.mark.parametrize("mode", ["sequential", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_members_of_a_sweep_stop_each_by_itself(text_file, tmp_path, mode):
     config = small_config(text_file, stop_patience=2, **OVERFITS | {"steps": 40})
     config.sweep.mode = mode

@@ -164,7 +164,7 @@ def test_no_model_there(make, message, other_text, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("mode", ["sequential", "vmap"])
+@pytest.mark.parametrize("mode", ["sequential", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_members_of_a_sweep_start_from_it(run_folder, other_text, tmp_path, mode):
     config = small_config(other_text, init_from=str(run_folder), steps=10, eval_every=0, sweep__mode=mode)
     result = sweep(config, [{"seed": 3}, {"seed": 4}], tmp_path / "sweep")

@@ -23,6 +23,7 @@ def test_it_gets_what_is_written(text_file, tmp_path):
     assert lines + more == read_metrics(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_members_of_a_sweep_say_their_names_one_at_a_time(text_file, tmp_path, monkeypatch):
     """Two members in two threads; a line takes long enough for the other to come."""
     lines, inside, together = [], threading.Lock(), threading.Barrier(2)
