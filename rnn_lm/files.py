@@ -56,6 +56,11 @@ def path_of(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def absolute(path: str | Path) -> str:
+    """The path that a user gave, valid from any folder. Links are kept."""
+    return os.path.abspath(path_of(path))
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces a file atomically; makes its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -81,11 +81,13 @@ def _foreign(file: Path, mapping: dict[str, str], flags: FlagValues) -> "Weights
 
 def _file_in(source: Path) -> Path:
     """The one `.safetensors` file of a folder; the file itself."""
+    from rnn_lm.runs.folder import CONFIG
+
     if not source.is_dir():
         return source
     found = sorted(source.glob("*.safetensors"))
     if len(found) != 1:
-        if (source / "config.json").exists():
+        if (source / CONFIG).exists():
             raise UserError(f"{source} is a run, which needs no import")
         raise UserError(f"{source} has {len(found)} .safetensors files; name the file to read")
     return found[0]

@@ -13,7 +13,7 @@ from rnn_lm.config import complete_config
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, get_field
-from rnn_lm.files import EXPORTED, VOCABULARY, Json, path_of, read_if_there, read_json, temporary_name, write_json
+from rnn_lm.files import EXPORTED, VOCABULARY, Json, absolute, read_if_there, read_json, temporary_name, write_json
 from rnn_lm.plugins import IMPORTED
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
@@ -78,9 +78,9 @@ def write_identity(workdir: Path, config: ConfigDict, vocabulary: Vocabulary, ha
     if config.corpus.path or not hashes.text:  # no source was read
         del resolved["corpus"]["source"]
     if config.corpus.path:  # valid from any folder
-        resolved["corpus"]["path"] = os.path.abspath(path_of(config.corpus.path))
+        resolved["corpus"]["path"] = absolute(config.corpus.path)
     if config.init_from:
-        resolved["init_from"] = os.path.abspath(path_of(config.init_from))
+        resolved["init_from"] = absolute(config.init_from)
         resolved["init_sha256"] = hashes.weights
     if IMPORTED:  # for those who load the run
         resolved["import"] = IMPORTED

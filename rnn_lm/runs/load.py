@@ -49,12 +49,14 @@ def load(workdir: str | Path, *, mix: Literal["none", "ngram"] = "none") -> tupl
     workdir = path_of(workdir)
     config, _ = read_config(workdir)
     check_cell_is_known(workdir, config)
-    vocabulary = vocabulary_of(workdir)
     if config_path(workdir).name == EXPORTED:
         from rnn_lm.convert.folder import read_folder
 
-        model = model_with(config, read_folder(workdir).arrays, len(vocabulary))
+        weights = read_folder(workdir)
+        vocabulary = weights.vocabulary
+        model = model_with(config, weights.arrays, len(vocabulary))
     else:
+        vocabulary = vocabulary_of(workdir)
         model, _, _ = load_checkpoint(workdir, config, len(vocabulary))
     return (_mixture(workdir, model) if mix == "ngram" else model), vocabulary
 

@@ -35,7 +35,10 @@ def save(workdir: str | Path, model: LanguageModel, vocabulary: Vocabulary) -> N
       UserError: the folder is not empty, the vocabulary has another size, or the model is none that a config can
         describe; nothing is written.
     """
-    _write(path_of(workdir), config_of(model), model, vocabulary)
+    config = config_of(model)
+    if len(vocabulary) != model.vocab_size:
+        raise UserError(f"the vocabulary has {len(vocabulary)} tokens, the model has {model.vocab_size}")
+    _write(path_of(workdir), config, model, vocabulary)
 
 
 def save_weights(workdir: str | Path, weights: Weights, *, force: bool = False) -> ConfigDict:
@@ -57,8 +60,6 @@ def save_weights(workdir: str | Path, weights: Weights, *, force: bool = False) 
 
 def _write(workdir: Path, config: ConfigDict, model: LanguageModel, vocabulary: Vocabulary) -> None:
     config.corpus.tokens, config.corpus.normalize = vocabulary.kind, vocabulary.normalize
-    if len(vocabulary) != model.vocab_size:
-        raise UserError(f"the vocabulary has {len(vocabulary)} tokens, the model has {model.vocab_size}")
     check_only(workdir, set(), what="")
     with new_folder(workdir) as folder:
         with closing(Checkpoints(folder / CHECKPOINTS, background=False)) as checkpoints:

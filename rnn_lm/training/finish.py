@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import math
-import os
 import platform
 import threading
 import time
@@ -12,7 +11,7 @@ import jax
 import rnn_lm
 from rnn_lm.config import model_name, tokens_per_step
 from rnn_lm.data.corpus import Split
-from rnn_lm.files import Json, path_of, write_json
+from rnn_lm.files import Json, absolute, write_json
 from rnn_lm.inference.evaluate import MAX_NLL, Evaluation, evaluate_members, figures, runs_away
 from rnn_lm.nn import native
 from rnn_lm.plots import can_draw
@@ -72,7 +71,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
         }
         if run.origin:
             new = len(corpus.vocabulary) - len(run.origin.vocabulary)
-            summary["init_from"] = {"path": os.path.abspath(path_of(run.origin.path)), "new_tokens": new}
+            summary["init_from"] = {"path": absolute(run.origin.path), "new_tokens": new}
         lines = read_metrics(run.workdir)
         if train_lines := [line for line in lines if line["split"] == "train"]:
             summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}

@@ -37,3 +37,16 @@ def assert_fits(screen, columns, *numbers):
     assert [line for line in plain(screen).splitlines() if cell_len(line) > columns] == []
     missing = [number for number in numbers if not re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d.,]*\d)", screen)]
     assert missing == []
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, run_folder):
+    out = tmp_path_factory.mktemp("exported") / "out"
+    assert main(["export", f"--workdir={run_folder}", str(out)]) == 0
+    return out
+
+
+def one_line(capsys):
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and len(error.splitlines()) == 1
+    return error

@@ -2,13 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-import rnn_lm
+from rnn_lm.config import complete_config
 from rnn_lm.convert.tokens import read_vocabulary
 from rnn_lm.convert.weights import Weights, model_fields
-from rnn_lm.mlp import MLPLM
-from rnn_lm.nn.arrays import named_leaves
+from rnn_lm.runs.load import model_with
 from tests.references.make_exchange import TOKENS, E, H, V
 
 VOCABULARY = read_vocabulary(["<unk>", *"abcdefghijk"])
@@ -16,22 +14,7 @@ VOCABULARY = read_vocabulary(["<unk>", *"abcdefghijk"])
 
 def model_of(weights):
     """Our model with these arrays; fails if any is missing, too many or of another shape."""
-    fields, size = weights.model, len(weights.vocabulary)
-    shared = {name: fields[name] for name in ("activation", "embed_dim", "tie")} | {"rngs": nnx.Rngs(0)}
-    if fields["kind"] == "mlp":
-        model = MLPLM(size, fields["num_hiddens"], context=fields["context"], **shared)
-    else:
-        options = {name: fields[name] for name in ("cell", "num_layers", "layer_norm", "reset_after")}
-        model = rnn_lm.RNNLM(size, fields["num_hiddens"], **options, **shared)
-    params = named_leaves(nnx.state(model, nnx.Param))
-    assert {name: leaf.shape for name, leaf in params.items()} == {n: a.shape for n, a in weights.arrays.items()}
-    for name, array in weights.arrays.items():
-        *path, last = name.split(".")
-        module = model
-        for part in path:
-            module = module[int(part)] if part.isdigit() else getattr(module, part)
-        getattr(module, last)[...] = jnp.asarray(array)
-    return model
+    return model_with(complete_config({"model": weights.model}), weights.arrays, len(weights.vocabulary))
 
 
 def logits_of(weights, tokens=TOKENS):

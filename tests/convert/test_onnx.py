@@ -12,9 +12,9 @@ from rnn_lm.convert.weights import Weights, model_fields
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
 from rnn_lm.mlp import MLPLM
-from rnn_lm.nn.arrays import named_leaves
 from rnn_lm.nn.cells import LSTMState
 from rnn_lm.nn.models import RNNLM
+from rnn_lm.runs.load import arrays_of
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -58,9 +58,8 @@ def random_model(kind="rnn", vocab_size=FEW, **options):
 
 
 def weights_of(model, kind="rnn", vocab_size=FEW, **options):
-    arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(nnx.state(model, nnx.Param)).items()}
     vocabulary = Vocabulary([chr(97 + i) for i in range(vocab_size - 1)], kind="char", normalize="letters")
-    return Weights(model_fields(kind=kind, num_hiddens=HIDDEN, **options), arrays, vocabulary)
+    return Weights(model_fields(kind=kind, num_hiddens=HIDDEN, **options), arrays_of(model), vocabulary)
 
 
 def session_of(exported):

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import rnn_lm
 from rnn_lm.config import complete_config
@@ -19,8 +18,8 @@ from rnn_lm.convert.page import to_page
 from rnn_lm.convert.weights import Weights, model_fields
 from rnn_lm.data.vocabulary import Vocabulary, readable, tokenize
 from rnn_lm.errors import UserError
-from rnn_lm.nn.arrays import named_leaves
 from rnn_lm.program import new_model, program_of
+from rnn_lm.runs.load import arrays_of, model_with
 
 NODE = shutil.which("node")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -33,15 +32,12 @@ LETTERS = Vocabulary(list("\n abcdefgh"), kind="char", normalize="none")
 def make(vocabulary=LETTERS, *, seed=0, scales=(), **fields):
     """A model with random numbers in all its arrays, also in biases, and its weights. `scales`: factors by name."""
     fields = model_fields(**{"cell": "gru", "num_hiddens": 8} | fields)
-    program, numbers = program_of(complete_config({"model": fields}), len(vocabulary))
-    model, rng = new_model(program, numbers), np.random.default_rng(seed)
+    config, rng = complete_config({"model": fields}), np.random.default_rng(seed)
     arrays = {}
-    for name, leaf in named_leaves(nnx.state(model, nnx.Param)).items():
-        scale = dict(scales).get(name.rpartition(".")[2], 1.0) / (np.sqrt(leaf.shape[0]) if leaf.ndim > 1 else 2)
-        arrays[name] = scale * rng.standard_normal(leaf.shape).astype(np.float32)
-    leaves, structure = jax.tree.flatten(nnx.state(model, nnx.Param))
-    assert [leaf.shape for leaf in leaves] == [array.shape for array in arrays.values()]
-    nnx.update(model, jax.tree.unflatten(structure, map(jnp.asarray, arrays.values())))
+    for name, array in arrays_of(new_model(*program_of(config, len(vocabulary)))).items():
+        scale = dict(scales).get(name.rpartition(".")[2], 1.0) / (np.sqrt(len(array)) if array.ndim > 1 else 2)
+        arrays[name] = (scale * rng.standard_normal(array.shape).astype(np.float32)).astype(np.float32)
+    model = model_with(config, arrays, len(vocabulary))
     return model, Weights(fields, arrays, vocabulary)
 
 
