@@ -15,6 +15,7 @@ from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Value, get_field
 from rnn_lm.keys import named_key
 from rnn_lm.mlp import MLPLM
+from rnn_lm.nn.initializers import scaled_orthogonal
 from rnn_lm.nn.models import RNNLM, LanguageModel, ModelOptions
 from rnn_lm.nn.registry import cell_class
 from rnn_lm.plugins import OPTIMIZERS
@@ -143,7 +144,7 @@ def new_model(program: Program, numbers: Numbers) -> LanguageModel:
         layer_norm=program.model_layer_norm,
         reset_after=program.model_reset_after,
         activation=program.model_activation,
-        recurrent_init=nnx.initializers.orthogonal(numbers.initial_radius),
+        recurrent_init=scaled_orthogonal(numbers.initial_radius),
         **shared,
     )
     if others := nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param))):

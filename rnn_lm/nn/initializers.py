@@ -1,12 +1,34 @@
-"""Initial weights."""
+"""Initial weights.
+
+Each initializer is one compiled function, so that equal gates and layers share a compilation.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax.nnx import initializers
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-glorot, orthogonal, zeros = initializers.glorot_uniform(), initializers.orthogonal(), initializers.zeros_init()
+glorot = jax.jit(initializers.glorot_uniform(), static_argnums=(1, 2))
+zeros = initializers.zeros_init()
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype"))
+def _orthogonal(
+    scale: ArrayLike, key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32
+) -> Float[Array, "..."]:
+    return initializers.orthogonal(scale)(key, shape, dtype)
+
+
+def scaled_orthogonal(scale: ArrayLike) -> Initializer:
+    """Random orthogonal matrices times `scale`, the radius of all their eigenvalues."""
+    return partial(_orthogonal, scale)
+
+
+orthogonal = scaled_orthogonal(1.0)
 
 
 def identity(key: jax.Array, shape: tuple[int, int], dtype: Dtype = jnp.float32) -> Float[Array, "H H"]:

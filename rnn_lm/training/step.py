@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -61,19 +62,23 @@ class TrainState:
     finite: Bool[Array, ""]  # False once a perplexity or a gradient was not
 
 
-@partial(jax.jit, static_argnames="program")
-def new_state(program: Program, numbers: Numbers, start: Mapping[str, Array] | None = None) -> TrainState:
-    """The state before the first step. `start`: the weights by name if they are not random, for the first tokens."""
+def new_state(program: Program, numbers: Numbers, start: Mapping[str, np.ndarray] | None = None) -> TrainState:
+    """The state before the first step. `start`: the weights by name if they are not random, for the first tokens.
+
+    It is not one compiled function: runs of one model, and equal layers, share the compilations of its parts.
+    """
+    numbers = jax.device_put(numbers)
     model = new_model(program, numbers)
     params = nnx.state(model, nnx.Param)
     if start is not None:
         params = with_first_tokens(params, start, program)
     opt_state = make_optimizer(program.optimizer or program.optimizer_name, numbers, jnp.float32(0)).init(params)
     carry = model.initialize_carry(program.batch_size)
-    return TrainState(params, opt_state, carry, jnp.int32(0), Means.none(), jnp.bool_(True))
+    state = TrainState(params, opt_state, carry, jnp.int32(0), Means.none(), jnp.bool_(True))
+    return jax.tree.map(jnp.copy, state)  # as a step donates each array, none may be there twice
 
 
-def with_first_tokens(params: nnx.State, start: Mapping[str, Array], program: Program) -> nnx.State:
+def with_first_tokens(params: nnx.State, start: Mapping[str, np.ndarray], program: Program) -> nnx.State:
     """The parameters with the values of `start`, whose vocabulary is theirs or its first part."""
     leaves = []
     for name, new in named_leaves(params).items():

@@ -3,13 +3,16 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+from rnn_lm import config as config_module
 from rnn_lm.config import complete_config
 from rnn_lm.data.batches import Batches
 from rnn_lm.keys import named_key
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
+from rnn_lm.plugins import OPTIMIZERS
 from rnn_lm.program import model_of, program_of
 from rnn_lm.training.step import Means, new_state, train_steps
 from tests.reference import forward, gradients, numpy_params
@@ -222,3 +225,38 @@ def test_tbptt_updates_every_few_tokens_and_looks_back_further(update_every):
         got = training.state.params, training.state.carry
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves((params, carry)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def _compilations(caplog, call):
+    caplog.clear()
+    with jax.log_compiles():
+        call()
+    return sum("Finished XLA compilation" in record.message for record in caplog.records)
+
+
+def test_runs_of_one_model_and_equal_layers_share_the_compilations_of_the_start(caplog):
+    def start(num_layers, **changes):
+        model = {"cell": "gru", "num_hiddens": 6, "num_layers": num_layers}
+        return lambda: Training(model=model, **changes)
+
+    assert _compilations(caplog, start(2)) > 0
+    cut = {"kind": "segment", "steps": 2}
+    other = start(2, seed=4, steps=7, truncation=cut, optimizer={"schedule": "cosine", "learning_rate": 0.1})
+    assert _compilations(caplog, other) == 0
+    assert _compilations(caplog, start(5)) == 0
+
+
+def test_an_array_may_be_in_the_state_twice(monkeypatch):
+    """Such as the parameters that an optimizer starts a mean from; a step donates each array."""
+
+    def keeping_the_start(numbers):
+        return optax.GradientTransformation(lambda params: (params,), lambda grads, state, params: (grads, state))
+
+    monkeypatch.setitem(OPTIMIZERS, "keeping", keeping_the_start)
+    monkeypatch.setitem(config_module.REGISTERED, "optimizer.name", OPTIMIZERS)
+    training = Training(optimizer={"name": "keeping"})
+    start = jax.device_get(training.state.params)
+    training.run(2)
+    is_state = lambda node: isinstance(node, nnx.State)  # noqa: E731
+    [kept] = filter(is_state, jax.tree.leaves(training.state.opt_state, is_leaf=is_state))
+    jax.tree.map(np.testing.assert_array_equal, kept, start)
