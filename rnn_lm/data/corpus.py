@@ -12,7 +12,7 @@ import numpy as np
 
 from rnn_lm.cache import cache_folder
 from rnn_lm.data.texts import check_lasting, decoded, read_files
-from rnn_lm.data.vocabulary import Tokens, Vocabulary, characters_after, joined, tokenize
+from rnn_lm.data.vocabulary import Tokens, Vocabulary, characters_after, counted, joined, tokenize
 from rnn_lm.errors import UserError, unknown_name
 from rnn_lm.files import write_bytes
 
@@ -94,24 +94,25 @@ def load_corpus(
     size = len(all_tokens)
     num_valid, num_test = int(valid_fraction * size), int(test_fraction * size)
     train_end = size - num_valid - num_test
-    train = all_tokens[:train_end][: max_tokens or None]
-    if len(set(train)) < 2:
+    train = slice(min(train_end, max_tokens or size))
+    counts = counted(all_tokens[train])
+    if len(counts) < 2:
         raise UserError(
-            f"{path or source}: the training part has {len(set(train))} distinct tokens, so there is nothing to learn: "
+            f"{path or source}: the training part has {len(counts)} distinct tokens, so there is nothing to learn: "
             "give another text with --config.corpus.path"
         )
-    parts = {"train": train, "valid": all_tokens[train_end : size - num_test], "test": all_tokens[size - num_test :]}
+    parts = {"train": train, "valid": slice(train_end, size - num_test), "test": slice(size - num_test, size)}
     for name, fraction in [("valid", valid_fraction), ("test", test_fraction)]:
-        if fraction > 0 and len(parts[name]) < 2:
+        if fraction > 0 and (left := len(all_tokens[parts[name]])) < 2:
             raise UserError(
-                f"{path or source}: {size} tokens leave {len(parts[name])} for the {name} split, which needs 2: "
+                f"{path or source}: {size} tokens leave {left} for the {name} split, which needs 2: "
                 f"give a longer text or a larger corpus.{name}_fraction"
             )
     vocabulary = vocabulary or Vocabulary([], kind=tokens, normalize=normalize)
-    vocabulary = vocabulary.extended(train, max_vocab=max_vocab)
+    vocabulary = vocabulary.extended(counts, max_vocab=max_vocab)
     digest = hashlib.sha256(text.encode()).hexdigest()
     comparable = joined(all_tokens) == text
-    splits = {name: _split(vocabulary, part, comparable) for name, part in parts.items()}
+    splits = {name: _split(vocabulary, all_tokens[part], comparable) for name, part in parts.items()}
     return Corpus(path or source, digest, vocabulary, **splits)
 
 

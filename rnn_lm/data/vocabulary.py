@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -26,6 +27,7 @@ TOKENIZE = {
     "byte": lambda text: text.encode(),
 }
 Tokens = str | bytes | list[str]
+CHUNK = 2**20  # characters or bytes that are counted or encoded at once; it takes 16 bytes of memory for each
 KINDS = {"char": "characters", "word": "words", "byte": "bytes"}
 # Whether a text can be cut into such tokens.
 FITS: dict[str, Callable[[object], bool]] = {
@@ -44,6 +46,29 @@ def tokenize(text: str, kind: str, normalize: str) -> Tokens:
     return TOKENIZE[kind](NORMALIZE[normalize](text))
 
 
+def counted(tokens: Tokens) -> Mapping[Any, int]:
+    """The number of times that each token occurs, in order of appearance."""
+    if isinstance(tokens, list):
+        return Counter(tokens)
+    counts: Counter[Any] = Counter()
+    for start in range(0, len(tokens), CHUNK):
+        codes = _codes(tokens[start : start + CHUNK])
+        times = np.bincount(codes)
+        first = np.zeros_like(times)
+        first[codes[::-1]] = np.arange(len(codes))[::-1]
+        present = np.flatnonzero(times)
+        in_order = present[np.argsort(first[present])].tolist()
+        counts.update({code if isinstance(tokens, bytes) else chr(code): int(times[code]) for code in in_order})
+    return counts
+
+
+def _codes(tokens: str | bytes) -> np.ndarray:
+    """The code points of characters, or bytes as numbers."""
+    if isinstance(tokens, bytes):
+        return np.frombuffer(tokens, np.uint8)
+    return np.frombuffer(tokens.encode("utf-32-le"), np.uint32)
+
+
 def num_characters(tokens: Tokens) -> int:
     """The number of characters of text in tokens."""
     if isinstance(tokens, bytes):
@@ -60,6 +85,8 @@ def joined(tokens: Tokens) -> str:
 
 def characters_after(before: Tokens, tokens: Tokens) -> int:
     """The number of characters that tokens add to a text that ends with `before`: words bring a blank."""
+    if not isinstance(tokens, list):
+        return num_characters(tokens)
     return num_characters(before + tokens) - num_characters(before)  # type: ignore[operator]
 
 
@@ -87,15 +114,13 @@ class Vocabulary:
     @classmethod
     def of(cls, tokens: Tokens, *, kind: str, normalize: str, max_vocab: int = 0) -> "Vocabulary":
         """The vocabulary of a text, with at most `max_vocab` entries including `<unk>` (0: all)."""
-        return cls([], kind=kind, normalize=normalize).extended(tokens, max_vocab=max_vocab)
+        return cls([], kind=kind, normalize=normalize).extended(counted(tokens), max_vocab=max_vocab)
 
-    def extended(self, tokens: Tokens, *, max_vocab: int = 0) -> "Vocabulary":
-        """The same, and at the end the tokens of a text that it lacks, up to `max_vocab` entries (0: all)."""
-        counts: Counter[Any] = Counter(tokens)
-        del counts[UNKNOWN]  # the word <unk> in a text is id 0 too
-        new = sorted(
-            (item for item in counts.items() if item[0] not in self._ids), key=lambda item: (-item[1], item[0])
-        )
+    def extended(self, counts: Mapping[Any, int], *, max_vocab: int = 0) -> "Vocabulary":
+        """The same, and at the end the counted tokens that it lacks, up to `max_vocab` entries (0: all)."""
+        # The word <unk> in a text is id 0 too.
+        lacking = (item for item in counts.items() if item[0] not in self._ids and item[0] != UNKNOWN)
+        new = sorted(lacking, key=lambda item: (-item[1], item[0]))
         free = max(0, max_vocab - len(self)) if max_vocab else None
         return Vocabulary(
             self.tokens[1:] + [token for token, _ in new][:free], kind=self.kind, normalize=self.normalize
@@ -124,21 +149,27 @@ class Vocabulary:
         """The ids [N] of tokens from `tokenize`."""
         if isinstance(tokens, list):
             return np.fromiter((self._ids.get(token, 0) for token in tokens), np.int32, len(tokens))
-        if isinstance(tokens, bytes):
-            return self.encode_codes(np.frombuffer(tokens, np.uint8))
-        return self.encode_codes(np.frombuffer(tokens.encode("utf-32-le"), np.uint32))
+        ids = np.empty(len(tokens), np.int32)
+        for start in range(0, len(tokens), CHUNK):
+            ids[start : start + CHUNK] = self.encode_codes(_codes(tokens[start : start + CHUNK]))
+        return ids
 
-    @property
+    @cached_property
     def codes(self) -> np.ndarray:
         """The code point or byte of each id, in a vocabulary of characters or bytes; 0 for `<unk>`."""
         return np.array([0, *(t if isinstance(t, int) else ord(t) for t in self.tokens[1:])], np.uint32)
 
     def encode_codes(self, codes: np.ndarray) -> np.ndarray:
         """The ids of code points or bytes, in an array of any shape."""
+        return self._ids_by_code[np.minimum(codes, len(self._ids_by_code) - 1)]
+
+    @cached_property
+    def _ids_by_code(self) -> np.ndarray:
+        """The id of each code up to the largest, and 0 for all above it."""
         known = self.codes[1:]
-        table = np.zeros(int(max(known.max(initial=0), codes.max(initial=0))) + 1, np.int32)
+        table = np.zeros(int(known.max(initial=0)) + 2, np.int32)
         table[known] = np.arange(1, len(self))
-        return table[codes]
+        return table
 
     def tokens_of(self, ids: Iterable[int]) -> Tokens:
         """The tokens of ids."""
@@ -159,7 +190,7 @@ class Vocabulary:
 
     def unknown_in(self, *texts: str) -> list[str]:
         """The distinct tokens of texts outside the vocabulary, in order of appearance."""
-        tokens: Iterable[Any] = chain.from_iterable(tokenize(text, self.kind, self.normalize) for text in texts)
+        tokens = chain.from_iterable(counted(tokenize(text, self.kind, self.normalize)) for text in texts)
         known = {UNKNOWN} if self.kind == "word" else set()  # some texts have this word for rare ones
         return [readable(token) for token in dict.fromkeys(tokens) if token not in self._ids and token not in known]
 

@@ -1,11 +1,13 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnn_lm.data.vocabulary import UNKNOWN, Vocabulary, characters_after, num_characters, readable, tokenize
+from rnn_lm.data import vocabulary as vocabulary_module
+from rnn_lm.data.vocabulary import UNKNOWN, Vocabulary, characters_after, counted, num_characters, readable, tokenize
 from rnn_lm.errors import UserError
 
 KINDS = ("char", "word", "byte")
@@ -116,3 +118,15 @@ def test_unknown_kinds_are_refused():
 
 def test_tokens_of_one_frequency_are_in_their_own_order():
     assert make("cabac").tokens == [UNKNOWN, "a", "c", "b"]
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "word"])
+def test_counting_and_encoding_in_chunks(kind, monkeypatch):
+    text = "the time\nmachine 漢字 👋 the\nü" * 3 + "z"
+    monkeypatch.setattr(vocabulary_module, "CHUNK", 5)
+    tokens = tokenize(text, kind, "none")
+    assert list(counted(tokens).items()) == list(Counter(tokens).items())  # with the order of appearance
+    vocabulary = make(text[: len(text) // 2], kind)
+    ids = {token: i for i, token in enumerate(vocabulary.tokens)}
+    assert vocabulary.encode(text).tolist() == [ids.get(token, 0) for token in tokens]
+    assert vocabulary.encode("").shape == (0,)
