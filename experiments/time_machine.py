@@ -27,5 +27,5 @@ def get_config():
     config.optimizer.clip_norm = 1.0  # as in the book
     config.log_every = 80  # updates: every 10 epochs, as often as the book plots
     config.eval_every = 400  # updates: ten samples per run
-    config.save_every = 1000  # updates: about once a minute on two cores
+    config.save_every = 1000  # updates: four times per run
     return config
