@@ -1,7 +1,9 @@
-"""A character model of Shakespeare's 38 plays: the default, three minutes on two CPU cores.
+"""A character model of Shakespeare's 38 plays: the default, two to three minutes on two CPU cores.
 
 python run.py --config=experiments/char.py
 python run.py --config=experiments/char.py --config.corpus.path=FILE_OR_FOLDER --workdir=runs/mine
+
+Comments give differences in bits per character on the test text, at seed 0. Seeds 0, 1 and 2 differ by up to 0.03.
 """
 
 from rnn_lm import default_config
@@ -24,8 +26,8 @@ def get_config():
     config.optimizer.schedule = "cosine"  # decays to zero at the end, which gains the last 0.1 bits
     config.optimizer.warmup_steps = 100  # updates; makes such a large rate safe at the start
     config.optimizer.clip_norm = 1.0  # as in the chapter; clips mostly in the first steps
-    config.log_every = 50  # updates: a line every second or two
-    config.eval_every = 400  # updates: an evaluation and a sample every ten seconds
+    config.log_every = 50  # updates: a line a second
+    config.eval_every = 400  # updates: an evaluation and a sample every six to ten seconds
     config.eval_tokens = 100_000  # of the validation text, enough to find the best checkpoint; the summary reads all
     config.save_every = 1000  # updates; each new best is saved, too
     config.seed = 0  # change it to repeat the experiment with other random numbers

@@ -5,6 +5,7 @@ python run.py --config=experiments/finetune.py
 python run.py --config=experiments/finetune.py --config.init_from= --config.optimizer.learning_rate=8e-3 \
     --workdir=runs/from_nothing
 
+Comments give differences in bits per character on the test text, at seed 0.
 Without a network, give the text: --config.corpus.path=timemachine.txt
 """
 

@@ -18,9 +18,9 @@ def get_config():
     config.model.num_hiddens = 128  # units; as in char-rnn
     config.batch_size = 50  # as in char-rnn
     config.segment_length = 50  # char-rnn's seq_length
-    config.steps = 8000  # updates: 20 million characters, 20 passes, five minutes on two cores
+    config.steps = 8000  # updates: 20 million characters, 20 passes, three to five minutes on two cores
     config.optimizer.learning_rate = 6e-3  # for Adam; the largest that the cosine decay can still settle
     config.optimizer.schedule = "cosine"  # decays to zero at the last step
     config.optimizer.warmup_steps = 100  # updates; makes such a large rate safe at the start
-    config.eval_every = 500  # updates: an evaluation and a sample every fifteen seconds
+    config.eval_every = 500  # updates: an evaluation and a sample every ten to twenty seconds
     return config

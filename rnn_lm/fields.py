@@ -38,8 +38,8 @@ FIELDS = {
     "segment_length": program(64, "T: tokens per sequence; the gradient goes back at most this far", low=1),
     "remat": program(
         0,
-        "k: store every k-th state and recompute the others in the backward pass, which saves memory and costs a third "
-        "more time; 0: store all",
+        "k: store every k-th state and recompute the others in the backward pass, which saves memory and costs up to a "
+        "third more time; 0: store all",
     ),
     "partition": program(
         "sequential",

@@ -68,7 +68,7 @@ def unroll(
       resets: where True, the state is the initial one before that step.
       reverse: from the last step (of each sequence) to the first; outputs stay where their inputs are.
       remat: store the states of every `remat`-th step and recompute the others in the backward pass: less memory for
-        about a third more time. "sqrt" is √T.
+        up to a third more time. "sqrt" is √T.
       key: None is evaluation; a key turns the dropout of a `Stack` on.
       return_carries: return the state after every step, stacked [T, ...], in place of the last one.
       backward: "autodiff" leaves all differentiation to JAX, which forward mode (`jax.jvp`, `jax.jacfwd`) needs.
