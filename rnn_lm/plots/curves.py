@@ -1,5 +1,6 @@
 """Plots of a run and of a sweep."""
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from math import hypot
 from pathlib import Path
@@ -14,7 +15,7 @@ from rnn_lm.plots.figure import COLOURS, DASHES, REFERENCE, new_figure, plain_ti
 MAX_LINES = 10  # labelled in one plot
 
 
-def learning_curve(path: Path, lines: Sequence[Json], baselines: Mapping[str, float], *, of: str, read: str) -> None:
+def learning_curve(path: Path, lines: Iterable[Json], baselines: Mapping[str, float], *, of: str, read: str) -> None:
     """Perplexity against tokens trained on, for training and validation, with baselines as horizontal lines.
 
     Args:
@@ -24,16 +25,22 @@ def learning_curve(path: Path, lines: Sequence[Json], baselines: Mapping[str, fl
       of: model and text, for the title.
       read: names the text that the validation lines and the baselines read.
     """
+    names = {"train": "training", "valid": "validation"}
+    points: dict[str, array[float]] = {split: array("d") for split in names}  # 16 bytes each: a long run has many
+    evaluations = []
+    for line in lines:
+        if line["perplexity"]:
+            points[line["split"]].extend((line["tokens"], line["perplexity"]))
+            evaluations += [line] if line["split"] == "valid" else []
     figure, [axes] = new_figure(
         f"Learning curve: {of}",
-        what_was_learned([line for line in lines if line["split"] == "valid" and line["perplexity"]], baselines),
+        what_was_learned(evaluations, baselines),
         f"Validation and baselines: on {read}. Training: mean since the point before.",
     )
-    names = {"train": "training", "valid": "validation"}
     for split, colour, marker in [("train", COLOURS[0], ""), ("valid", COLOURS[1], "o")]:
-        if points := _points(lines, split):
-            name = f"{names[split]} (ends at {points[-1][1]:.2f})"
-            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3, label=name)
+        if curve := points[split]:
+            name = f"{names[split]} (ends at {curve[-1]:.2f})"
+            axes.plot(curve[::2], curve[1::2], color=colour, marker=marker, markersize=3, label=name)
     for (name, perplexity), dash in zip(baselines.items(), DASHES[1:], strict=False):
         axes.axhline(perplexity, **REFERENCE, linestyle=dash, label=f"{name} ({perplexity:.2f})")
     _set_up(axes, "perplexity (1 is perfect; logarithmic)")

@@ -5,6 +5,7 @@ import math
 import platform
 import threading
 import time
+from collections import deque
 
 import jax
 
@@ -17,7 +18,7 @@ from rnn_lm.nn import native
 from rnn_lm.plots import can_draw
 from rnn_lm.runs.folder import NGRAM, SUMMARY
 from rnn_lm.runs.load import load_checkpoint
-from rnn_lm.runs.record import read_metrics
+from rnn_lm.runs.record import metric_lines
 from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.loop import Trainer
 from rnn_lm.training.run import Run
@@ -72,14 +73,13 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
         if run.origin:
             new = len(corpus.vocabulary) - len(run.origin.vocabulary)
             summary["init_from"] = {"path": absolute(run.origin.path), "new_tokens": new}
-        lines = read_metrics(run.workdir)
-        if train_lines := [line for line in lines if line["split"] == "train"]:
-            summary["train"] = {name: train_lines[-1][name] for name in ("nll", "perplexity", "bits_per_char")}
+        for line in deque(metric_lines(run.workdir, "train"), maxlen=1):
+            summary["train"] = {name: line[name] for name in ("nll", "perplexity", "bits_per_char")}
         for name, (carried, reset) in scores.items():
             summary[name] = _scored(getattr(corpus, name), carried[i], reset[i])
         summary["baselines"], summary["valid_baselines"] = baselines.scores, baselines.valid_scores
         with _drawing:
-            _draw(run, lines, rivals, read)
+            _draw(run, rivals, read)
         summary["wall_seconds"] = time.perf_counter() - trainer.started
         write_json(run.workdir / SUMMARY, summary)
 
@@ -107,13 +107,14 @@ def _read(trainer: Trainer) -> str:
     return f"the first {tokens:,} tokens of the validation text" if tokens < all_tokens else "the validation text"
 
 
-def _draw(run: Run, lines: list[Json], rivals: dict[str, float], read: str) -> None:
+def _draw(run: Run, rivals: dict[str, float], read: str) -> None:
     if not can_draw():
         return
     from rnn_lm.plots.curves import learning_curve
 
     of = f"{model_name(run.config)} on {run.corpus.name}, seed {run.config.seed}"
-    learning_curve(run.workdir / "plots" / "learning_curve.png", lines, rivals, of=of, read=read)
+    path, lines = run.workdir / "plots" / "learning_curve.png", metric_lines(run.workdir)
+    learning_curve(path, lines, rivals, of=of, read=read)
 
 
 def _versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from rnn_lm.program import Numbers, program_of
 from rnn_lm.runs.checkpoints import Checkpoints, fill_tree
 from rnn_lm.runs.folder import CHECKPOINTS, DIVERGED, has_ended, write_identity
 from rnn_lm.runs.origin import Origin, hashes_of
-from rnn_lm.runs.record import OnLine, Record, read_metrics
+from rnn_lm.runs.record import OnLine, Record, metric_lines
 from rnn_lm.training.step import Report, TrainState, new_state
 
 
@@ -114,17 +114,16 @@ class Run:
             self._checkpoints = Checkpoints(self.workdir / CHECKPOINTS, background=self._alone)
             self._record = Record(self.workdir, self.first_step, self._on_line)
             self._is_open = True
-            evaluated = [line["step"] for line in read_metrics(self.workdir) if line["split"] == "valid"]
+            evaluated = [line["step"] for line in metric_lines(self.workdir, "valid")]
             self.since_best = sum(step > (self.best.step or 0) for step in evaluated)
             self.stopped = self.out_of_patience
             self.seen_step = self.first_step - (self.first_step not in evaluated)
         return state
 
     def close(self) -> None:
-        """Finishes pending writes and closes the files."""
+        """Finishes pending writes."""
         if self._is_open:
             self._is_open = False
-            self._record.close()
             self._checkpoints.close()
 
     def log_train(self, report: Report, tokens_per_second: float | None) -> Json:
