@@ -24,7 +24,7 @@ from rnn_lm.ngram import MAX_ORDER, NGramLM
 from rnn_lm.nn.models import LanguageModel
 from rnn_lm.nn.registry import OPTIONAL, cell_class, takes
 from rnn_lm.program import new_model, program_of
-from rnn_lm.runs.folder import SUMMARY, check_only, read_diverged
+from rnn_lm.runs.folder import LOCK, SUMMARY, check_only, read_diverged
 from rnn_lm.runs.load import load
 from rnn_lm.sweeps.members import Member, check_members
 from rnn_lm.sweeps.results import NGRAMS, PLOTS, outcome_of
@@ -58,7 +58,7 @@ def compare(config: ConfigDict, workdir: str | Path, on_progress: Callable[[str]
         raise UserError("config.init_from is not for compare: all start from random weights; give --config.init_from=")
     configs = {name: config_of(config, name) for name in names}
     corpus = load_corpus(**config.corpus)
-    check_only(workdir, {*names, RESULT, NGRAMS, PLOTS}, "a comparison")
+    check_only(workdir, {*names, RESULT, NGRAMS, PLOTS, LOCK}, "a comparison")
     members = [Member(name, {}, configs[name], workdir / name, corpus) for name in names]
     check_members(members, workdir)
     part = "test" if corpus.test.tokens else "valid"

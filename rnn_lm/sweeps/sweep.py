@@ -22,7 +22,7 @@ from rnn_lm.files import Json, path_of
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn.registry import cell_class
 from rnn_lm.program import batches_of, cohort_of, program_of
-from rnn_lm.runs.folder import locked
+from rnn_lm.runs.folder import locked_members
 from rnn_lm.runs.record import OnLine
 from rnn_lm.sweeps.lists import Override
 from rnn_lm.sweeps.members import Member, check_members, members_of
@@ -219,9 +219,7 @@ def _train_job(
         if all(member.ended for member in part):
             continue
         started = time.perf_counter()
-        with ExitStack() as locks:
-            for member in part:
-                locks.enter_context(locked(member.workdir))
+        with locked_members([member.workdir for member in part]):
             runs = [
                 Run(member.config, member.workdir, corpus, member.origin, alone=False, on_line=partial(on_line, member))
                 for member in part

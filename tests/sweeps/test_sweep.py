@@ -1,9 +1,10 @@
 """Sweeps, run in this process: members equal solo runs, whatever happens on the way."""
 
 import json
+import os
 import shutil
 import signal
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from rnn_lm.config import complete_config
 from rnn_lm.errors import Diverged, UserError
 from rnn_lm.interrupts import Stopped
 from rnn_lm.program import batches_of
-from rnn_lm.runs.folder import read_config
+from rnn_lm.runs.folder import locked_members, read_config
 from rnn_lm.runs.load import load
 from rnn_lm.runs.record import read_metrics
 from rnn_lm.sweeps.members import members_of
@@ -174,6 +175,22 @@ def test_members_that_were_saved_at_different_steps_meet_again(at_once, tmp_path
         assert_same_run(workdir / name, at_once[0] / name)
     for mine, theirs in zip(result["members"], at_once[1]["members"], strict=True):
         assert mine["valid"] == (theirs["valid"] and pytest.approx(theirs["valid"], rel=1e-6))
+
+
+def test_a_larger_group_takes_no_more_descriptors_and_threads(tmp_path, text_file):
+    def taken(count):
+        members = members_of(config_of(text_file), sweeps.seeds(count), tmp_path / str(count))
+        with locked_members([member.workdir for member in members]), ExitStack() as opened:
+            for member in members:
+                run = Run(member.config, member.workdir, member.corpus, alone=False)
+                state = run.open()
+                opened.callback(run.close)
+                run.log_sample(0, 5.0, "a sample")
+                run.save(1, state)
+            return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    taken(4)  # starts the threads that all share
+    assert taken(2) == taken(12)
 
 
 def test_members_that_have_ended_stand_still(at_once, tmp_path, text_file):
