@@ -156,7 +156,7 @@ def _draw(folder: Path, result: Json, config: ConfigDict) -> list[Path]:
     from rnn_lm.runs.record import read_metrics
 
     fields = list(dict.fromkeys(field for row in result["members"] for field in row["overrides"] if field != "seed"))
-    curves = {row["name"]: read_metrics(Path(row["workdir"])) for row in result["members"]}
+    curves = {row["name"]: read_metrics(Path(row["workdir"]), "valid") for row in result["members"]}
     paths, of = [folder / "learning_curves.png"], _subject(config, fields)
     learning_curves(paths[0], result, curves, of=of)
     for field in fields:

@@ -66,7 +66,8 @@ def what_was_learned(rows: Sequence[Json], baselines: Mapping[str, float]) -> st
 
 def learning_curves(path: Path, result: Json, curves: Mapping[str, Sequence[Json]], *, of: str) -> None:
     """Validation perplexity of every member of a sweep against tokens trained on. One style per setting."""
-    settings = [setting["overrides"] for setting in result["settings"]]
+    ranks = {tuple(setting["overrides"].items()): rank for rank, setting in enumerate(result["settings"])}
+    rank_of = {row["name"]: ranks[tuple(_setting(row).items())] for row in result["members"]}
     diverged = [row for row in result["members"] if row["status"] == "diverged"]
     figure, [axes] = new_figure(
         f"Learning curves of {len(result['members'])} members: {of}",
@@ -75,8 +76,8 @@ def learning_curves(path: Path, result: Json, curves: Mapping[str, Sequence[Json
         + (" Crosses: last values of diverged members." if diverged else ""),
     )
     labelled = set()
-    for row in sorted(result["members"], key=lambda row: settings.index(_setting(row))):
-        rank = settings.index(_setting(row))
+    for row in sorted(result["members"], key=lambda row: rank_of[row["name"]]):
+        rank = rank_of[row["name"]]
         if points := _points(curves[row["name"]], "valid"):
             how = style(rank) | {"markersize": 3} if rank < MAX_LINES else REFERENCE
             if rank not in labelled and rank <= MAX_LINES:

@@ -46,11 +46,13 @@ def check_folder(workdir: Path, config: ConfigDict, hashes: Hashes, *, named: Pa
 
 def check_only(workdir: Path, names: set[str], what: str, named: Path | None = None) -> None:
     """Raises UserError unless `workdir` is absent, or a folder with nothing but the files of `what`."""
+    if not workdir.exists():
+        return
     hint = another_folder(named or workdir)
-    if workdir.exists() and not workdir.is_dir():
+    if not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; {hint}")
     ours = names | {temporary_name(Path(name)).name for name in names}
-    if workdir.is_dir() and (others := {path.name for path in workdir.iterdir()} - ours):
+    if others := {path.name for path in workdir.iterdir()} - ours:
         is_not = f" and not {what}" if what else ""
         raise UserError(f"--workdir={workdir} is not empty{is_not} (it has {min(others)}); {hint}")
 

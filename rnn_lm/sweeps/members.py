@@ -20,6 +20,7 @@ from rnn_lm.sweeps.lists import Override
 from rnn_lm.training.memory import check_memory
 
 MAX_NAME = 150  # characters; file systems allow 255 bytes
+_PLACES = {field: place for place, field in enumerate(FIELDS)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def members_of(config: ConfigDict, sweep: Iterable[Override], workdir: Path) -> 
                 f"two members of the sweep have the name {name}: {members[name].overrides} and {overrides}; "
                 "remove one of them"
             )
-        text = (changed.init_from, repr(changed.corpus))
+        text = (changed.init_from, repr(changed.corpus.to_dict()))
         if text not in texts:
             texts[text] = text_and_origin(changed)
         members[name] = Member(name, overrides, changed, workdir / name, *texts[text])
@@ -82,7 +83,7 @@ def name_of(overrides: dict[str, Value]) -> str:
 
 
 def _in_order(fields: Iterable[str]) -> list[str]:
-    return sorted(fields, key=lambda field: (field == "seed", [*FIELDS].index(field)))
+    return sorted(fields, key=lambda field: (field == "seed", _PLACES[field]))
 
 
 def shown(value: Value) -> str:

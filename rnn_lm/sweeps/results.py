@@ -5,6 +5,8 @@ import io
 import math
 import shlex
 import statistics
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from rnn_lm.sweeps.members import Member, shown
 
 RESULTS, TABLE, NGRAMS, PLOTS = "results.json", "results.csv", "ngrams", "plots"
 FIGURES = ("nll", "perplexity", "bits_per_char")
+WAIT = 20  # times the last writing of all rows, before they are written again
 
 
 def check_sweep_folder(workdir: Path, members: Sequence[Member]) -> None:
@@ -32,22 +35,51 @@ def check_sweep_folder(workdir: Path, members: Sequence[Member]) -> None:
         check_only(workdir, {*names, RESULTS, TABLE, NGRAMS, PLOTS}, "this sweep")
 
 
-def write_results(workdir: Path, members: Sequence[Member], command: Sequence[str]) -> Json:
-    """Writes the members' results. Returns those of `results.json`. `command` trains the config without overrides."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with alone_in(workdir):
-        rows = [row_of(member) for member in members]
-        result: Json = {"members": rows, "settings": settings_of(rows), "best": None}
-        if finished := [row for row in rows if row["status"] == "finished"]:
-            best = min(finished, key=lambda row: row["valid"]["nll"])
-            flags = [f"--config.{field}={shown(value)}" for field, value in best["overrides"].items()]
-            alone = beside(workdir, f"{workdir.resolve().name.removesuffix('-sweep')}-best")
-            folder = free_folder(alone) if alone.exists() else alone
-            # The command trains it again in another folder, or continues it there if its run is copied to it.
-            result["best"] = {"name": best["name"], "command": shlex.join([*command, *flags, f"--workdir={folder}"])}
-        write_json(workdir / RESULTS, result)
-        write_text(workdir / TABLE, _csv(rows))
-        return read_json(workdir / RESULTS)  # has None for numbers that are not finite
+class Results:
+    """The results of a sweep's members so far, in `results.json` and `results.csv`. All its threads may use it.
+
+    The row of a member that has ended is read once.
+    """
+
+    def __init__(self, workdir: Path, members: Sequence[Member], command: Sequence[str]):
+        """`command` trains the config without overrides."""
+        self._workdir, self._members, self._command = workdir, members, command
+        self._ended: dict[str, Json] = {}  # rows by name
+        self._lock = threading.Lock()
+        self._due = 0.0  # when to write again
+
+    def add(self, row: Json) -> None:
+        """Takes the row of a member that has ended, and writes if it is time: all rows for each would be too many."""
+        with self._lock:
+            self._ended[row["name"]] = row
+            if time.monotonic() < self._due:
+                return
+        self.write()
+
+    def write(self) -> None:
+        """Writes the files, which other shards write, too."""
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        with self._lock, alone_in(self._workdir):
+            started = time.monotonic()
+            rows = [self._ended.get(member.name) or row_of(member) for member in self._members]
+            self._ended |= {row["name"]: row for row in rows if row["status"] != "unfinished"}
+            result: Json = {"members": rows, "settings": settings_of(rows), "best": self._best_of(rows)}
+            write_json(self._workdir / RESULTS, result)
+            write_text(self._workdir / TABLE, _csv(rows))
+            now = time.monotonic()
+            self._due = now + WAIT * (now - started)
+
+    def _best_of(self, rows: Sequence[Json]) -> Json | None:
+        """The finished member with the lowest validation loss, and the command that trains it alone."""
+        finished = [row for row in rows if row["status"] == "finished"]
+        if not finished:
+            return None
+        best = min(finished, key=lambda row: row["valid"]["nll"])
+        flags = [f"--config.{field}={shown(value)}" for field, value in best["overrides"].items()]
+        alone = beside(self._workdir, f"{self._workdir.resolve().name.removesuffix('-sweep')}-best")
+        folder = free_folder(alone) if alone.exists() else alone
+        # The command trains it again in another folder, or continues it there if its run is copied to it.
+        return {"name": best["name"], "command": shlex.join([*self._command, *flags, f"--workdir={folder}"])}
 
 
 def settings_of(rows: Sequence[Json]) -> list[Json]:
@@ -121,12 +153,11 @@ def row_of(member: Member) -> Json:
     return row | {"status": "finished", "mode": "vmap" if summary["lanes"] > 1 else "sequential"} | about
 
 
-def outcome_of(member: Member) -> str:
-    """The result of a member in one line."""
-    row = row_of(member)
+def outcome_of(row: Json) -> str:
+    """The result of a member that has ended, in one line."""
     if row["status"] == "diverged":
-        return f"{member.name}: diverged, {row['diverged']['what']} is not finite at step {row['diverged']['step']}"
-    return f"{member.name}: validation perplexity {row['valid']['perplexity']:.3f}"
+        return f"{row['name']}: diverged, {row['diverged']['what']} is not finite at step {row['diverged']['step']}"
+    return f"{row['name']}: validation perplexity {row['valid']['perplexity']:.3f}"
 
 
 def _csv(rows: Sequence[Json]) -> str:

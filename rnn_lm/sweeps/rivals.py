@@ -24,10 +24,10 @@ from rnn_lm.ngram import MAX_ORDER, NGramLM
 from rnn_lm.nn.models import LanguageModel
 from rnn_lm.nn.registry import OPTIONAL, cell_class, takes
 from rnn_lm.program import new_model, program_of
-from rnn_lm.runs.folder import LOCK, SUMMARY, check_only, read_diverged
+from rnn_lm.runs.folder import LOCK, SUMMARY, check_only
 from rnn_lm.runs.load import load
 from rnn_lm.sweeps.members import Member, check_members
-from rnn_lm.sweeps.results import NGRAMS, PLOTS, outcome_of
+from rnn_lm.sweeps.results import NGRAMS, PLOTS, outcome_of, row_of
 from rnn_lm.sweeps.sweep import counts_path, train_members
 from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS
 
@@ -71,9 +71,9 @@ def compare(config: ConfigDict, workdir: str | Path, on_progress: Callable[[str]
         train_members(members, workdir / NGRAMS, stop=lambda: bool(pending.signum), devices=jax.local_devices()[:1])
         if pending.signum:
             raise Stopped(pending.signum, "stopped and saved; run the same command to resume")
-    for member in members:
-        if read_diverged(member.workdir):
-            raise Diverged(f"{outcome_of(member)}; try a smaller learning rate in a new --workdir")
+    for row in map(row_of, members):
+        if row["status"] == "diverged":
+            raise Diverged(f"{outcome_of(row)}; try a smaller learning rate in a new --workdir")
     summaries = {name: read_json(workdir / name / SUMMARY) for name in names}
     networks = [_network_row(name, configs[name], summaries[name], part) for name in names]
     contexts = {}

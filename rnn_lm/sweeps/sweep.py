@@ -10,7 +10,6 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 
 import jax
 from ml_collections import ConfigDict
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 from rnn_lm.config import tokens_per_step
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import Diverged
-from rnn_lm.files import Json, path_of
+from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn.registry import cell_class
 from rnn_lm.program import batches_of, cohort_of, program_of
@@ -26,7 +25,7 @@ from rnn_lm.runs.folder import locked_members
 from rnn_lm.runs.record import OnLine
 from rnn_lm.sweeps.lists import Override
 from rnn_lm.sweeps.members import Member, check_members, members_of
-from rnn_lm.sweeps.results import NGRAMS, RESULTS, check_sweep_folder, outcome_of, write_results
+from rnn_lm.sweeps.results import NGRAMS, RESULTS, Results, check_sweep_folder, outcome_of, row_of
 from rnn_lm.training.baselines import Baselines
 from rnn_lm.training.finish import finish
 from rnn_lm.training.loop import Trainer
@@ -110,8 +109,8 @@ def sweep(
     check_sweep_folder(workdir, members)
     check_members(members, workdir)
     mine = members[shard[0] :: shard[1]]
-    write = partial(write_results, workdir, members, command)
-    write()
+    results = Results(workdir, members, command)
+    results.write()
     one_at_a_time = threading.Lock()
 
     def line_of(member: Member, line: Json) -> None:
@@ -120,14 +119,19 @@ def sweep(
                 on_line(line | {"member": member.name})
 
     with deferred_signals() as pending:
-        train_members(mine, workdir / NGRAMS, stop=lambda: bool(pending.signum), on_end=write, on_line=line_of)
-        result = write()
+        try:
+            train_members(
+                mine, workdir / NGRAMS, stop=lambda: bool(pending.signum), on_end=results.add, on_line=line_of
+            )
+        finally:
+            results.write()
         if pending.signum:
             ended = sum(member.ended for member in mine)
             raise Stopped(
                 pending.signum,
                 f"stopped: {ended} of {len(mine)} members finished, the others saved; run the same command to resume",
             )
+    result = read_json(workdir / RESULTS)
     if all(row["status"] == "diverged" for row in result["members"]):
         raise Diverged(f"all members of the sweep diverged; see {workdir / RESULTS}; try smaller learning rates")
     return result
@@ -138,14 +142,14 @@ def train_members(
     counts: Path,
     *,
     stop: Callable[[], bool],
-    on_end: Callable[[], object] = lambda: None,
+    on_end: Callable[[Json], object] = lambda row: None,
     on_line: Callable[[Member, Json], object] = lambda member, line: None,
     devices: Sequence[jax.Device] | None = None,
 ) -> None:
     """Trains the members that have not ended, each in its folder, until all end or `stop()` is true, and saves.
 
-    `counts` is the folder of n-grams that members share. `on_end` is called when a member ends, `on_line` with each of
-    its lines. Each job runs in a thread on one of `devices`, by default all devices of this process.
+    `counts` is the folder of n-grams that members share. `on_end` is called with the row of each member that ends,
+    `on_line` with each of its lines. Jobs run in a thread for each of `devices`, by default all of this process.
 
     Raises:
       UserError: a folder or a file is invalid; the other members are stopped and saved.
@@ -154,31 +158,27 @@ def train_members(
     if not going:
         return
     devices = devices or jax.local_devices()
-    jobs = plan(members, len(devices))
-    failed, free = threading.Event(), SimpleQueue[jax.Device]()
-    for device in devices:
-        free.put(device)
+    jobs, failed = iter(plan(members, len(devices))), threading.Event()
     display = _display_of(members, going)
 
     def end(member: Member) -> None:
-        on_end()
-        display.end(outcome_of(member))
+        row = row_of(member)
+        on_end(row)
+        display.end(outcome_of(row))
 
     with closing(display), ExitStack() as stack, ThreadPoolExecutor(len(devices)) as pool:
         baselines = _SharedBaselines(counts, stack)
 
-        def work(job: list[Member]) -> None:
-            device = free.get()
+        def work(device: jax.Device) -> None:
             try:
                 with jax.default_device(device):
-                    _train_job(job, baselines, lambda: stop() or failed.is_set(), display, end, on_line)
+                    for job in jobs:  # the threads share the iterator
+                        _train_job(job, baselines, lambda: stop() or failed.is_set(), display, end, on_line)
             except BaseException:
                 failed.set()
                 raise
-            finally:
-                free.put(device)
 
-        waiting = {pool.submit(work, job) for job in jobs}
+        waiting = {pool.submit(work, device) for device in devices}
         while waiting:  # in short waits: Python sees a signal that comes just before a wait only after it
             done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
             for future in done:

@@ -1,0 +1,66 @@
+"""The results of a sweep on the disk: how often they are written, and from what."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from rnn_lm.files import write_json
+from rnn_lm.runs.folder import DIVERGED
+from rnn_lm.sweeps import results as module
+from rnn_lm.sweeps.members import Member
+from rnn_lm.sweeps.results import Results, row_of
+from tests.conftest import small_config
+
+COUNT = 100
+
+
+@pytest.fixture
+def members(tmp_path, text_file):
+    config = small_config(text_file)
+    names = [f"seed={seed}" for seed in range(COUNT)]
+    return [Member(name, {"seed": i}, config, tmp_path / name, None) for i, name in enumerate(names)]
+
+
+def diverge(member):
+    write_json(member.workdir / DIVERGED, {"step": 3, "what": "a parameter"})
+    return row_of(member)
+
+
+def statuses(tmp_path):
+    return [row["status"] for row in json.loads((tmp_path / "results.json").read_text())["members"]]
+
+
+def test_writing_takes_at_most_a_twentieth_of_the_time(tmp_path, members, monkeypatch):
+    """Whatever a writing takes: here 2 s, while a member ends each second."""
+    now, writings, written = [100.0], [], module.write_json
+
+    def write(path, value):
+        writings.append(now[0])
+        now[0] += 2.0
+        written(path, value)
+
+    monkeypatch.setattr(module, "write_json", write)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    results = Results(tmp_path, members, [])
+    for member in members:
+        results.add(diverge(member))
+        now[0] += 1.0
+    assert writings == [100.0, 142.0, 184.0]  # 40 s after a writing has ended
+    assert statuses(tmp_path).count("unfinished") > 0
+    results.write()
+    assert statuses(tmp_path) == COUNT * ["diverged"]
+    assert (tmp_path / "results.csv").read_text().count("diverged") == COUNT
+
+
+def test_members_that_have_ended_are_read_once_and_those_of_other_shards_are_found(tmp_path, members, monkeypatch):
+    read, original = [], module.row_of
+    monkeypatch.setattr(module, "row_of", lambda member: read.append(member.name) or original(member))
+    results = Results(tmp_path, members[:3], [])
+    results.add(diverge(members[0]))
+    assert read == ["seed=1", "seed=2"] and statuses(tmp_path) == ["diverged", "unfinished", "unfinished"]
+    diverge(members[1])  # by another process
+    results.write()
+    results.write()
+    assert read == 2 * ["seed=1", "seed=2"] + ["seed=2"]
+    assert statuses(tmp_path) == ["diverged", "diverged", "unfinished"]
