@@ -12,11 +12,12 @@ from rnn_lm.config import check_config, set_field
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Value, get_field, short_name
-from rnn_lm.program import batches_of, cohort_of, program_of
+from rnn_lm.program import cohort_of, program_of
 from rnn_lm.runs.folder import CONFIG, another_folder, check_folder, has_ended, read_config
 from rnn_lm.runs.load import adopt, text_and_origin
 from rnn_lm.runs.origin import Origin, hashes_of
 from rnn_lm.sweeps.lists import Override
+from rnn_lm.sweeps.shared import LastBatches
 from rnn_lm.training.memory import check_memory
 
 MAX_NAME = 150  # characters; file systems allow 255 bytes
@@ -96,7 +97,7 @@ def shown(value: Value) -> str:
 
 def check_members(members: Iterable[Member], workdir: Path) -> None:
     """Raises UserError if a member cannot be trained."""
-    seen = set()
+    seen, batches = set(), LastBatches()
     for member in members:
         config, corpus = member.config, member.corpus
         check_folder(member.workdir, config, hashes_of(corpus, member.origin), named=workdir)
@@ -109,7 +110,7 @@ def check_members(members: Iterable[Member], workdir: Path) -> None:
             seen.add(cohort)
             try:
                 program, numbers = program_of(config, len(corpus.vocabulary))
-                batches_of(program, corpus)
+                batches.of(program, corpus)  # which checks that the text is long enough
                 check_memory(program, numbers.arrays())
             except UserError as error:
                 raise UserError(f"{member.name}: {error}") from error

@@ -28,7 +28,8 @@ from rnn_lm.runs.folder import LOCK, SUMMARY, check_only
 from rnn_lm.runs.load import load
 from rnn_lm.sweeps.members import Member, check_members
 from rnn_lm.sweeps.results import NGRAMS, PLOTS, outcome_of, row_of
-from rnn_lm.sweeps.sweep import counts_path, train_members
+from rnn_lm.sweeps.shared import counts_path
+from rnn_lm.sweeps.sweep import train_members
 from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS
 
 RESULT = "compare.json"

@@ -1,6 +1,5 @@
 """Sweeps: many runs, grouped into jobs of one program, on all devices."""
 
-import hashlib
 import math
 import os
 import threading
@@ -15,18 +14,17 @@ import jax
 from ml_collections import ConfigDict
 
 from rnn_lm.config import tokens_per_step
-from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import Diverged
 from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn.registry import cell_class
-from rnn_lm.program import batches_of, cohort_of, program_of
+from rnn_lm.program import cohort_of, program_of
 from rnn_lm.runs.folder import locked_members
 from rnn_lm.runs.record import OnLine
 from rnn_lm.sweeps.lists import Override
 from rnn_lm.sweeps.members import Member, check_members, members_of
 from rnn_lm.sweeps.results import NGRAMS, RESULTS, Results, check_sweep_folder, outcome_of, row_of
-from rnn_lm.training.baselines import Baselines
+from rnn_lm.sweeps.shared import LastBatches, SharedBaselines
 from rnn_lm.training.finish import finish
 from rnn_lm.training.loop import Trainer
 from rnn_lm.training.memory import members_that_fit
@@ -167,13 +165,14 @@ def train_members(
         display.end(outcome_of(row))
 
     with closing(display), ExitStack() as stack, ThreadPoolExecutor(len(devices)) as pool:
-        baselines = _SharedBaselines(counts, stack)
+        baselines = SharedBaselines(counts, stack)
 
         def work(device: jax.Device) -> None:
+            batches = LastBatches()
             try:
                 with jax.default_device(device):
                     for job in jobs:  # the threads share the iterator
-                        _train_job(job, baselines, lambda: stop() or failed.is_set(), display, end, on_line)
+                        _train_job(job, baselines, batches, lambda: stop() or failed.is_set(), display, end, on_line)
             except BaseException:
                 failed.set()
                 raise
@@ -199,7 +198,8 @@ def _display_of(members: Sequence[Member], going: Sequence[Member]) -> SweepDisp
 
 def _train_job(
     job: list[Member],
-    baselines: "_SharedBaselines",
+    baselines: SharedBaselines,
+    last_batches: LastBatches,
     stop: Callable[[], bool],
     display: SweepDisplay,
     on_end: Callable[[Member], None],
@@ -212,7 +212,7 @@ def _train_job(
     shown = display.of(job[0].name + (f" and {len(job) - 1} more" if job[1:] else ""), cohort_of(config))
     prepare_machine_code()
     program, numbers = program_of(config, len(corpus.vocabulary))
-    batches = batches_of(program, corpus)
+    batches = last_batches.of(program, corpus)
     counted = baselines.of(corpus)
     parts = math.ceil(len(job) / members_that_fit(program, numbers.arrays(), len(job), batches))
     for part in _parts(job, math.ceil(len(job) / parts)):
@@ -235,30 +235,6 @@ def _train_job(
             for member, run in zip(part, runs, strict=True):
                 if not run.ended:
                     on_end(member)
-
-
-def counts_path(folder: Path, corpus: Corpus) -> Path:
-    """The file of a text's n-grams."""
-    parts = (corpus.train.ids, corpus.valid.ids, corpus.test.ids)
-    digest = hashlib.sha256(b"".join(ids.tobytes() for ids in parts)).hexdigest()
-    return folder / f"{digest[:16]}-{len(corpus.vocabulary)}.npz"
-
-
-class _SharedBaselines:
-    """The baselines of each text, counted once for all members."""
-
-    def __init__(self, folder: Path, stack: ExitStack):
-        self._folder, self._stack = folder, stack
-        self._of: dict[Path, Baselines] = {}
-        self._lock = threading.Lock()
-
-    def of(self, corpus: Corpus) -> Baselines:
-        path = counts_path(self._folder, corpus)
-        with self._lock:
-            if path not in self._of:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._of[path] = self._stack.enter_context(Baselines(path, corpus, shared=True))
-            return self._of[path]
 
 
 def _parts(members: list[Member], size: int) -> Iterator[list[Member]]:
