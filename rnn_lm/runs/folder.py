@@ -222,12 +222,30 @@ def read_diverged(workdir: Path) -> Json | None:
 def is_done(workdir: Path, config: ConfigDict) -> bool:
     """Whether a run has all steps of its config, or was stopped early with at least this much patience."""
     summary = read_summary(workdir)
-    if summary is None:
-        return False
-    patience = summary.get("stop_patience", 0)  # 0: not stopped early
-    return summary["steps"] >= config.steps or 0 < config.stop_patience <= patience
+    return summary is not None and _has_all_steps(summary, config)
+
+
+def ending_of(workdir: Path, config: ConfigDict) -> tuple[str, Json]:
+    """How a run has ended, and what says so: "finished" and its summary, "diverged" and where; or "unfinished".
+
+    A diverged run has `diverged.json`. Older versions wrote a summary if the perplexity of a whole text was not finite.
+    """
+    if diverged := read_diverged(workdir):
+        return "diverged", diverged
+    summary = read_summary(workdir)
+    if summary is None or not _has_all_steps(summary, config):
+        return "unfinished", {}
+    for split in ("valid", "test"):
+        if split in summary and summary[split]["perplexity"] is None:
+            return "diverged", {"step": summary["best_step"], "what": f"the perplexity of the whole {split} text"}
+    return "finished", summary
 
 
 def has_ended(workdir: Path, config: ConfigDict) -> bool:
     """Whether a run is done or has diverged."""
-    return read_diverged(workdir) is not None or is_done(workdir, config)
+    return ending_of(workdir, config)[0] != "unfinished"
+
+
+def _has_all_steps(summary: Json, config: ConfigDict) -> bool:
+    patience = summary.get("stop_patience", 0)  # 0: not stopped early
+    return summary["steps"] >= config.steps or 0 < config.stop_patience <= patience

@@ -13,7 +13,7 @@ from pathlib import Path
 from rnn_lm.errors import UserError
 from rnn_lm.fields import Value
 from rnn_lm.files import Json, alone_in, read_json, write_json, write_text
-from rnn_lm.runs.folder import SUMMARY, another_folder, beside, check_only, free_folder, read_diverged
+from rnn_lm.runs.folder import another_folder, beside, check_only, ending_of, free_folder
 from rnn_lm.sweeps.members import Member, shown
 
 RESULTS, TABLE, NGRAMS, PLOTS = "results.json", "results.csv", "ngrams", "plots"
@@ -131,26 +131,26 @@ def _standard_error(values: Sequence[float]) -> float | None:
 
 def row_of(member: Member) -> Json:
     """The entry of a member in `results.json`."""
+    status, summary = ending_of(member.workdir, member.config)
     row: Json = {
         "name": member.name,
         "workdir": str(member.workdir),
         "overrides": member.overrides,
-        "status": "unfinished",
+        "status": status,
         "valid": None,
         "test": None,
     }
-    if diverged := read_diverged(member.workdir):
-        return row | {"status": "diverged", "diverged": diverged}
-    if not member.ended:
+    if status == "diverged":
+        return row | {"diverged": summary}
+    if status == "unfinished":
         return row
-    summary = read_json(member.workdir / SUMMARY)
     for split in ("valid", "test"):
         if split in summary:
             row[split] = {name: summary[split][name] for name in (*FIGURES, "tokens")}
     about = {name: summary[name] for name in ("steps", "num_params", "tokens_per_second", "wall_seconds")}
     about["stop_patience"] = summary.get("stop_patience", 0)  # not in an older run's summary
     about["train_nll"] = summary.get("train", {}).get("nll")  # of the last training line, if there is one
-    return row | {"status": "finished", "mode": "vmap" if summary["lanes"] > 1 else "sequential"} | about
+    return row | {"mode": "vmap" if summary["lanes"] > 1 else "sequential"} | about
 
 
 def outcome_of(row: Json) -> str:

@@ -18,7 +18,7 @@ def counts_path(folder: Path, corpus: Corpus) -> Path:
     parts = (corpus.train.ids, corpus.valid.ids, corpus.test.ids)
     digest = hashlib.sha256()
     for ids in parts:
-        digest.update(np.ascontiguousarray(ids))
+        digest.update(np.ascontiguousarray(ids).data)
     return folder / f"{digest.hexdigest()[:16]}-{len(corpus.vocabulary)}.npz"
 
 

@@ -9,7 +9,7 @@ from rnn_lm.files import write_json
 from rnn_lm.runs.folder import DIVERGED
 from rnn_lm.sweeps import results as module
 from rnn_lm.sweeps.members import Member
-from rnn_lm.sweeps.results import Results, row_of
+from rnn_lm.sweeps.results import Results, outcome_of, row_of
 from tests.conftest import small_config
 
 COUNT = 100
@@ -64,3 +64,29 @@ def test_members_that_have_ended_are_read_once_and_those_of_other_shards_are_fou
     results.write()
     assert read == 2 * ["seed=1", "seed=2"] + ["seed=2"]
     assert statuses(tmp_path) == ["diverged", "diverged", "unfinished"]
+
+
+@pytest.mark.parametrize(
+    "files, status",
+    [
+        ({}, "unfinished"),
+        ({"summary.json": {}}, "finished"),
+        ({"summary.json": {"steps": 59}}, "unfinished"),
+        ({"summary.json": {}, "diverged.json": {"step": 3, "what": "a parameter"}}, "diverged"),
+        # older versions took a run as finished whose mean loss was finite and whose perplexity was not
+        ({"summary.json": {"valid": {"nll": 800.0, "perplexity": None, "bits_per_char": 1154.0}}}, "diverged"),
+        ({"summary.json": {"test": {"nll": None, "perplexity": None, "bits_per_char": None}}}, "diverged"),
+    ],
+)
+def test_the_status_of_a_member_is_that_of_its_files(tmp_path, members, run_folder, files, status):
+    summary = json.loads((run_folder / "summary.json").read_text())
+    for name, content in files.items():
+        write_json(members[0].workdir / name, (summary if name == "summary.json" else {}) | content)
+    row = row_of(members[0])
+    assert row["status"] == status and members[0].ended == (status != "unfinished")
+    assert (row["valid"] is not None) == (status == "finished") and ("diverged" in row) == (status == "diverged")
+    if status == "diverged":
+        step = row["diverged"]["step"]
+        assert f"is not finite at step {step}" in outcome_of(row) and step in (3, summary["best_step"])
+    Results(tmp_path, members[:1], []).write()
+    assert statuses(tmp_path) == [status]
