@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from rnn_lm.files import Json, write_bytes
-from rnn_lm.plots.labels import balanced, label_lines
+from rnn_lm.plots.labels import balanced, label_lines, lay_out
 
 # Told apart by the colour-blind and in print, and dark enough on white (a contrast of at least 3).
 COLOURS = ("#1A85FF", "#C44E00", "#332288", "#009E73", "#222222")
@@ -72,6 +72,8 @@ def save_figure(figure: Figure, path: Path) -> None:
         if not any(((xy > 0) & np.isfinite(xy)).all(1).any() for xy in drawn):
             axes.set(xscale="linear", yscale="linear")  # a logarithmic scale needs positive data
     label_lines(figure)
+    lay_out(figure)
+    figure.set_layout_engine(None)  # or saving draws twice: to lay out, and again
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes(path, buffer.getvalue())
