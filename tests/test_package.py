@@ -47,7 +47,7 @@ INSIDE = {
     "nn": ["initializers", "arrays", "truncation", "activations", "controls", "cell", "registry", "cells", "stack",
            "checks", "scan", "choice", "cpu", "gpu", "native", "fused", "window", "recurrence", "output", "models",
            "sampling"],
-    "runs": ["folder", "checkpoints", "origin", "record", "load", "save"],
+    "runs": ["lock", "folder", "checkpoints", "origin", "record", "load", "save"],
     "training": ["tbptt", "optimizers", "step", "run", "memory", "progress", "baselines", "loop", "profile", "opening",
                  "finish", "train"],
     "sweeps": ["lists", "shared", "members", "results", "sweep", "rivals"],

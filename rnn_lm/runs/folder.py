@@ -1,13 +1,8 @@
 """The folder of a run: its files, its config, and whether it is done."""
 
-import fcntl
-import hashlib
 import os
-import struct
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -22,7 +17,6 @@ CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
 SUMMARY, DIVERGED = "summary.json", "diverged.json"
 NGRAM, MIXTURE = "ngram.npz", "mixture.json"
-LOCK = ".lock"  # of a sweep
 # Fields that may change when a run is resumed.
 MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "stop_patience", "sweep.mode")
 
@@ -55,73 +49,6 @@ def check_only(workdir: Path, names: set[str], what: str, named: Path | None = N
     if others := {path.name for path in workdir.iterdir()} - ours:
         is_not = f" and not {what}" if what else ""
         raise UserError(f"--workdir={workdir} is not empty{is_not} (it has {min(others)}); {hint}")
-
-
-@contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Creates the folder and locks it against other processes. Removes it at the end if it is empty."""
-    with _flocked(workdir), ExitStack() as stack:
-        if (lock := _lock_of(workdir)).exists():
-            _lock_byte(stack.enter_context(lock.open("r+b")), workdir)
-        yield
-
-
-@contextmanager
-def locked_members(workdirs: Sequence[Path]) -> Iterator[None]:
-    """Locks folders of one sweep as `locked` does, all under one descriptor. It creates the sweep's folder alone.
-
-    Each folder is a byte of a file there. A process that trains a member by itself locks the folder and that byte.
-    """
-    lock = _lock_of(workdirs[0])
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("ab") as file:
-        for workdir in workdirs:
-            # A process may be training it that came before there was a lock file.
-            with _flocked(workdir) if workdir.exists() else nullcontext():
-                _lock_byte(file, workdir)
-        yield
-
-
-@contextmanager
-def _flocked(workdir: Path) -> Iterator[None]:
-    workdir.mkdir(parents=True, exist_ok=True)
-    handle = os.open(workdir, os.O_RDONLY)
-    try:
-        with _in_use(workdir):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            yield
-        finally:
-            if not any(workdir.iterdir()):
-                workdir.rmdir()
-    finally:
-        os.close(handle)  # unlocks
-
-
-def _lock_of(workdir: Path) -> Path:
-    """The lock file of the sweep that a folder may be a member of."""
-    return Path(absolute(workdir)).parent / LOCK
-
-
-def _lock_byte(file: IO[bytes], workdir: Path) -> None:
-    """Locks the folder's byte until the file is closed."""
-    name = Path(absolute(workdir)).name
-    offset = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
-    with _in_use(workdir):
-        if hasattr(fcntl, "F_OFD_SETLK"):  # held by this open file, so threads exclude each other, too
-            lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)  # C's struct flock
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
-        else:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
-
-
-@contextmanager
-def _in_use(workdir: Path) -> Iterator[None]:
-    """Says so if a lock is another's."""
-    try:
-        yield
-    except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, by the system
-        raise UserError(f"another process is training in --workdir={workdir}; wait or give another") from error
 
 
 def write_identity(workdir: Path, config: ConfigDict, vocabulary: Vocabulary, hashes: Hashes) -> None:

@@ -24,8 +24,9 @@ from rnn_lm.ngram import MAX_ORDER, NGramLM
 from rnn_lm.nn.models import LanguageModel
 from rnn_lm.nn.registry import OPTIONAL, cell_class, takes
 from rnn_lm.program import new_model, program_of
-from rnn_lm.runs.folder import LOCK, SUMMARY, check_only
+from rnn_lm.runs.folder import SUMMARY, check_only
 from rnn_lm.runs.load import load
+from rnn_lm.runs.lock import LOCK
 from rnn_lm.sweeps.members import Member, check_members
 from rnn_lm.sweeps.results import NGRAMS, PLOTS, outcome_of, row_of
 from rnn_lm.sweeps.shared import counts_path

@@ -19,7 +19,7 @@ from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn.registry import cell_class
 from rnn_lm.program import cohort_of, program_of
-from rnn_lm.runs.folder import locked_members
+from rnn_lm.runs.lock import locked_members
 from rnn_lm.runs.record import OnLine
 from rnn_lm.sweeps.lists import Override
 from rnn_lm.sweeps.members import Member, check_members, members_of

@@ -15,8 +15,9 @@ from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
 from rnn_lm.nn import native
 from rnn_lm.program import batches_of
-from rnn_lm.runs.folder import NGRAM, SUMMARY, another_folder, check_folder, is_done, locked
+from rnn_lm.runs.folder import NGRAM, SUMMARY, another_folder, check_folder, is_done
 from rnn_lm.runs.load import adopt, text_and_origin
+from rnn_lm.runs.lock import locked
 from rnn_lm.runs.origin import hashes_of
 from rnn_lm.runs.record import OnLine
 from rnn_lm.training.baselines import Baselines

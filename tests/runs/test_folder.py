@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from rnn_lm.nn.cells import GRUCell
 from rnn_lm.nn.registry import CELLS
 from rnn_lm.program import new_model, program_of
 from rnn_lm.runs import load as module
-from rnn_lm.runs.folder import locked, locked_members
 
 
 @pytest.fixture
@@ -69,36 +66,3 @@ def test_a_cell_with_state_of_its_own_is_refused(monkeypatch):
     monkeypatch.setitem(CELLS, "dropping", Dropping)
     with pytest.raises(UserError, match="'dropping' keeps state in cell.drop.rngs"):
         new_model(*program_of(complete_config({"model": {"cell": "dropping"}}), 7))
-
-
-def test_a_member_of_a_sweep_is_locked_against_a_run_by_itself_and_the_other_way_round(tmp_path):
-    members = [tmp_path / "sweep" / name for name in ("a", "b")]
-    with locked(members[0]), pytest.raises(UserError, match=r"another process is training in --workdir=.*a; wait"):
-        with locked_members(members):  # there was no lock file when `a` was locked
-            pass
-    with locked_members(members):
-        for again in (locked(members[1]), locked_members(members[1:])):
-            with pytest.raises(UserError, match=r"another process is training in --workdir=.*b; wait"), again:
-                pass
-        with locked(tmp_path / "sweep" / "c"), locked_members([tmp_path / "sweep" / "d"]):  # of another shard
-            pass
-    with locked(members[1]):
-        assert members[1].is_dir()
-    assert [path.name for path in (tmp_path / "sweep").iterdir()] == [".lock"]
-
-
-def test_a_killed_sweep_leaves_no_lock(tmp_path):
-    code = (
-        "import pathlib, sys, time; from rnn_lm.runs.folder import locked_members\n"
-        "with locked_members([pathlib.Path(sys.argv[1])]): print('locked', flush=True); time.sleep(60)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "sweep" / "a")], stdout=subprocess.PIPE)
-    try:
-        assert child.stdout.readline() == b"locked\n"
-        with pytest.raises(UserError, match="another process is training"), locked(tmp_path / "sweep" / "a"):
-            pass
-    finally:
-        child.kill()
-        child.communicate()
-    with locked(tmp_path / "sweep" / "a"):
-        pass

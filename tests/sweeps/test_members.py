@@ -5,7 +5,8 @@ import pytest
 from rnn_lm import sweeps
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.errors import UserError
-from rnn_lm.runs.folder import Hashes, locked, write_identity
+from rnn_lm.runs.folder import Hashes, write_identity
+from rnn_lm.runs.lock import locked
 from rnn_lm.sweeps.members import check_members, members_of, name_of, shown
 from tests.conftest import small_config
 

@@ -15,8 +15,9 @@ from rnn_lm.config import complete_config
 from rnn_lm.errors import Diverged, UserError
 from rnn_lm.interrupts import Stopped
 from rnn_lm.program import batches_of
-from rnn_lm.runs.folder import locked_members, read_config
+from rnn_lm.runs.folder import read_config
 from rnn_lm.runs.load import load
+from rnn_lm.runs.lock import locked_members
 from rnn_lm.runs.record import read_metrics
 from rnn_lm.sweeps.members import members_of
 from rnn_lm.sweeps.sweep import leaves_idle, plan, sweep

@@ -14,8 +14,9 @@ from rnn_lm.inference.evaluate import evaluate
 from rnn_lm.interrupts import Stopped
 from rnn_lm.ngram import NGramLM
 from rnn_lm.runs.checkpoints import Checkpoints
-from rnn_lm.runs.folder import locked, read_config, read_diverged
+from rnn_lm.runs.folder import read_config, read_diverged
 from rnn_lm.runs.load import load
+from rnn_lm.runs.lock import locked
 from rnn_lm.runs.record import read_metrics
 from rnn_lm.training import loop as module
 from rnn_lm.training.baselines import fit_ngram
