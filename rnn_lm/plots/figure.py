@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -36,6 +37,7 @@ def new_figure(
     """A figure with a title above, sentences below, and axes with grids."""
     width, height = size or (9 if columns == 1 else 13, 5)
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)  # its renderer keeps the sizes of texts; without it each question about them makes another
     figure.suptitle(balanced(title, int(10 * width)), fontsize="large")
     figure.supxlabel("\n".join(balanced(sentence, int(14 * width)) for sentence in sentences), fontsize="small")
     grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios, sharex="col" if rows > 1 else False)
