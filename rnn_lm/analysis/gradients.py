@@ -1,4 +1,4 @@
-"""Gradients through time: their norm by lag, and their bias and variance under truncation."""
+"""Gradients through time: their norm by lag, and their bias under truncation."""
 
 from functools import partial
 from typing import NamedTuple
@@ -7,23 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from rnn_lm.errors import UserError
-from rnn_lm.keys import named_key
 from rnn_lm.nn.arrays import Carry, Tree, named_leaves
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.stack import states_by_letter
-from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
+from rnn_lm.nn.truncation import SegmentTruncation, Truncation, WindowTruncation
 
 Gradient = dict[str, np.ndarray]  # by the parameter's name, such as "cell.w_hh"
 AT_ONCE = 16  # maximum number of backward passes side by side
-MAX_NUMBERS = 2**24  # states and logits of the passes side by side
 SMALLEST = 1e-30  # smaller norms are close to float32's limit
 
 
 def windows_of(ids: Int[np.ndarray, "T"], count: int, window: int) -> Int[np.ndarray, "L N"]:
-    """`count` evenly spaced windows of L = 2·window + 1 tokens: a warm-up, the window, and its last label.
+    """Evenly spaced windows of L = 2·window + 1 tokens: a warm-up, the window, and its last label.
+
+    N is `count`, or fewer: a short text has T − L + 1 different windows.
 
     Raises:
       UserError: if the text is shorter than L.
@@ -34,7 +34,7 @@ def windows_of(ids: Int[np.ndarray, "T"], count: int, window: int) -> Int[np.nda
             f"the text has {len(ids)} tokens; a window of {window} and a warm-up of the same length need {length}: "
             "give a longer text with --text=FILE or a smaller --window"
         )
-    starts = np.linspace(0, len(ids) - length, count).astype(int)
+    starts = np.unique(np.linspace(0, len(ids) - length, count).astype(int))
     return ids[starts + np.arange(length)[:, None]]
 
 
@@ -128,22 +128,6 @@ def gradient(
     return _named(_whole_or_window_gradient(graphdef, params, batch, truncation))
 
 
-def randomized_gradients(
-    model: RNNLM, batch: Minibatch, keep_probability: float, draws: int
-) -> tuple[Gradient, Gradient]:
-    """Mean and variance of each entry of the gradient over independent draws of `RandomizedTruncation`.
-
-    For small π, rare large draws dominate the mean, so a few draws underestimate it.
-    """
-    graphdef, params = nnx.split(model, nnx.Param)
-    states = sum(leaf.shape[-1] for leaf in jax.tree.leaves(batch.carry))
-    at_once = max(1, min(AT_ONCE, MAX_NUMBERS // (batch.labels.size * (4 * states + model.vocab_size))))
-    at_once = max(n for n in range(1, at_once + 1) if draws % n == 0)
-    keys = jax.random.split(named_key(0, "truncation"), draws).reshape(-1, at_once)
-    mean, variance = _moments(graphdef, params, batch, jnp.float32(keep_probability), keys)
-    return _named(mean), _named(variance)
-
-
 def _gradient(graphdef: nnx.GraphDef, params: nnx.State, batch: Minibatch, truncation: Truncation | None) -> nnx.State:
     def loss(params: nnx.State) -> Float[Array, ""]:
         model = nnx.merge(graphdef, params)
@@ -159,32 +143,6 @@ _whole_or_window_gradient = jax.jit(_gradient, static_argnames=("graphdef", "tru
 @partial(jax.jit, static_argnames="graphdef")
 def _segment_gradient(graphdef: nnx.GraphDef, params: nnx.State, batch: Minibatch, steps: Int[Array, ""]) -> nnx.State:
     return _gradient(graphdef, params, batch, SegmentTruncation(steps))
-
-
-@partial(jax.jit, static_argnames="graphdef")
-def _moments(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
-    batch: Minibatch,
-    keep_probability: Float[Array, ""],
-    keys: Key[Array, "m n"],
-) -> tuple[Tree, Tree]:
-    full = _gradient(graphdef, params, batch, None)
-
-    def off(key: Key[Array, ""]) -> Tree:
-        drawn = _gradient(graphdef, params, batch, RandomizedTruncation(keep_probability, key))
-        return jax.tree.map(jnp.subtract, drawn, full)  # squares of differences keep more digits
-
-    def add(sums: tuple[Tree, Tree], keys: Key[Array, "n"]) -> tuple[tuple[Tree, Tree], None]:
-        d = jax.vmap(off)(keys)
-        return jax.tree.map(lambda s, d: s + d.sum(0), sums, (d, jax.tree.map(jnp.square, d))), None
-
-    nothing = jax.tree.map(jnp.zeros_like, params)
-    (total, squares), _ = jax.lax.scan(add, (nothing, nothing), keys)
-    mean = jax.tree.map(lambda g, t: g + t / keys.size, full, total)
-    # Rounding can make a variance of 0 negative.
-    variance = jax.tree.map(lambda s, t: jnp.maximum(s - t**2 / keys.size, 0) / (keys.size - 1), squares, total)
-    return mean, variance
 
 
 def compared(truncated: Gradient, full: Gradient) -> dict[str, dict[str, float]]:

@@ -19,23 +19,22 @@ from rnn_lm.analysis.gradients import (
     later_lags,
     minibatch_of,
     norms_by_lag,
-    randomized_gradients,
     rate_by_lag,
     windows_of,
 )
 from rnn_lm.analysis.jacobians import lyapunov_exponents, recurrent_spectra
+from rnn_lm.analysis.randomized import randomized_spread
 from rnn_lm.files import Json
 from rnn_lm.keys import named_key
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.stack import Stack
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
 
-POSITIONS = 128  # losses to follow back
-TEXTS = 32  # maximum number of texts for the Lyapunov exponents
-MINIBATCH = 8  # windows for comparing full and truncated gradients
+POSITIONS = 128  # maximum number of losses to follow back
+TEXTS, FEW = 32, 8  # maximum number of texts for the Lyapunov exponents; with fewer texts, their errors are guesses
+MINIBATCH = 8  # maximum number of windows for comparing full and truncated gradients
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 KEEP_PROBABILITIES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
-DRAWS = 48  # per keep probability
 LENGTHS = (1, 4, 16)  # T / segment_length for measuring cost
 SHOWN, SHOWN_SEGMENT = 60, 12  # tokens in the plot of the strategies, and in one segment
 
@@ -105,20 +104,23 @@ def gradients_by_lag(subject: Subject) -> Section:
     norms = norms_by_lag(subject.model, subject.minibatch(POSITIONS))
     (exponent, *_), (error, *_) = subject.lyapunov
     memory, rate = effective_memory(norms["h"]), rate_by_lag(norms["h"])
-    if not np.median(norms["h"][0]) > 0:  # nan too
+    median = np.median(norms["h"], axis=1)
+    if not median[0] > 0:  # nan too
         finding = "The gradient is 0 or not finite at the step of the loss, so there is nothing to measure."
     else:
         falls = f"falls below 1 % of its initial norm after {memory} steps back"
         stays = f"stays above 1 % of its initial norm over {subject.window} steps back"
-        finding = f"The median gradient {falls if memory else stays}."
+        lost = f"leaves float32's range after {np.isfinite(median).argmin()} steps back"
+        finding = f"The median gradient {falls if memory else stays if np.isfinite(median).all() else lost}."
     if np.isfinite(rate) and np.isfinite(exponent):
         finding += f" At later lags gradients are multiplied by {np.exp(rate):.3f} per step; "
         finding += f"exp of the largest Lyapunov exponent predicts {np.exp(exponent):.3f}."
-        if exponent - rate > max(0.02, 4 * np.nan_to_num(error)):
+        # The rate is as uncertain as the exponent. 4 errors of one are 2.8 of the difference.
+        if subject.num_texts >= FEW and exponent - rate > max(0.02, 4 * error):
             finding += " (They differ: the loss hardly depends on what the state keeps longest.)"
     return {
         "finding": finding,
-        "positions": POSITIONS,
+        "positions": norms["h"].shape[1],
         "quantiles": {
             letter: {f"{q:g}": np.quantile(of_letter, q, axis=1).tolist() for q in QUANTILES}
             for letter, of_letter in norms.items()
@@ -139,8 +141,10 @@ def jacobians(subject: Subject) -> Section:
     radius = " to ".join(f"{radius:.2f}" for radius in ends)
     finding = f"The spectral radius of W_hh is {radius}" if radii else "W_hh has no square blocks"
     if {gate["gate"] for gate in spectra} == {"h"}:  # an Elman cell, whose gradients are powers of W_hh
-        fate = "keep their size" if abs(radii[-1] - 1) < 0.005 else "explode" if radii[-1] > 1 else "vanish"
-        finding += f": by its powers alone, gradients would {fate}"
+        changed = subject.window * np.log(max(radii[-1], 1e-30))
+        fate = f"{'explode' if changed > 0 else 'vanish'} in the long run"
+        fate = f"keep their size over {subject.window} steps" if abs(changed) < 0.1 else fate
+        finding += f": by this factor alone, gradients would {fate}"
     if np.isfinite(exponents[0]):
         error = f" (± {np.exp(exponents[0]) * errors[0]:.3f})" if np.isfinite(errors[0]) else ""
         finding += (
@@ -164,39 +168,59 @@ def truncated_gradients(subject: Subject) -> Section:
             by_name = compared(gradient(subject.model, subject.batch, truncation), subject.full)
             rows += [{"kind": kind, "steps": steps, "parameter": name} | row for name, row in by_name.items()]
     parts = []
-    for kind, how in (("window", "each loss looks back {} steps (window)"), ("segment", "the text is cut every {}")):
-        totals = [row for row in rows if row["kind"] == kind and row["parameter"] == "all"]
+    for kind, how in (
+        ("window", "each loss looks back {} (window)"),
+        ("segment", "the text is cut every {} (segment)"),
+    ):
+        # The last row is of the whole window, which is no truncation.
+        *totals, _ = [row for row in rows if row["kind"] == kind and row["parameter"] == "all"]
         enough = _from_there_on([row["bias"] < 0.1 for row in totals])
-        parts += [how.format(totals[enough]["steps"])] if enough is not None else []
-    finding = f"The truncated gradient is within 10 % of the full one ({subject.window} steps) if {' or '.join(parts)}."
+        if enough is not None:
+            parts.append("within 10 % of it if " + how.format(f"{totals[enough]['steps']} steps or more"))
+        else:
+            parts.append(f"{100 * totals[-1]['bias']:.0f} % off if " + how.format(f"{totals[-1]['steps']} steps"))
+    known = all(np.isfinite(row["bias"]) for row in rows if row["parameter"] == "all")
+    finding = f"Compared with the full gradient ({subject.window} steps), the truncated one is {', and '.join(parts)}."
     return {
-        "finding": finding if parts else "The gradient is 0 or not finite, so there is nothing to compare.",
-        "windows": MINIBATCH,
+        "finding": finding if known else "The gradient is 0 or not finite, so there is nothing to compare.",
+        "windows": subject.batch.labels.shape[1],
         "rows": rows,
     }
 
 
 def randomized_truncation(subject: Subject) -> Section:
-    """Bias and standard deviation of randomized truncation for several π, by parameter."""
-    full = subject.full
+    """The exact standard deviation of randomized truncation for several π, by parameter, over the full gradient."""
+    names = {"all": list(subject.full)} | {name: [name] for name in subject.full}
+    spread = randomized_spread(subject.model, subject.batch, KEEP_PROBABILITIES)
     rows: list[Json] = []
-    for probability in KEEP_PROBABILITIES:
-        mean, variance = randomized_gradients(subject.model, subject.batch, probability, DRAWS)
-        for name, row in compared(mean, full).items():
-            names = list(full) if name == "all" else [name]
-            total, square = sum(variance[n].sum() for n in names), sum(np.square(full[n]).sum() for n in names)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                deviation = np.sqrt(total / square)
-            spread = {"standard_deviation": float(deviation), "standard_error": float(deviation) / DRAWS**0.5}
-            rows.append({"keep_probability": probability, "parameter": name} | row | spread)
+    for at, probability in enumerate(KEEP_PROBABILITIES):
+        for name, parts in names.items():
+            norm = np.linalg.norm([np.linalg.norm(subject.full[part]) for part in parts])
+            with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is nan
+                deviation = float(np.linalg.norm([spread[part][at] for part in parts]) / norm)
+            rows.append({"keep_probability": probability, "parameter": name, "standard_deviation": deviation})
     totals = [row for row in rows if row["parameter"] == "all"]
-    quiet = _from_there_on([row["standard_deviation"] < 1 for row in totals])
-    where = f"From π = {totals[quiet]['keep_probability']:g}," if quiet is not None else "For no tested π"
-    finding = f"{where} the error of a single draw is smaller than the norm of the full gradient."
-    rare = [f"{row['keep_probability']:g}" for row in totals if row["bias"] > 3 * row["standard_error"]]
-    if rare:
-        finding += f" At π = {', '.join(rare)}, rare large draws dominate the mean; {DRAWS} draws are too few."
-    return {"finding": finding, "draws": DRAWS, "rows": rows}
+    return {"finding": _spread_in_words(totals), "windows": subject.batch.labels.shape[1], "rows": rows}
+
+
+def _spread_in_words(totals: Sequence[Json]) -> str:
+    """The finding about the spread at each π, from small to large; the larger π, the smaller the spread."""
+    times = {row["keep_probability"]: row["standard_deviation"] for row in totals}
+    if not all(map(np.isfinite, times.values())):
+        return "The gradient or its spread is 0 or not finite, so there is nothing to compare."
+    least, most = min(times), max(times)
+    quiet = min((probability for probability, spread in times.items() if spread < 1), default=None)
+    if quiet is None:
+        finding = (
+            f"Even at π = {most:g}, the standard deviation of a single draw is {times[most]:.2g} times the norm of "
+        )
+        finding += "the full gradient"
+    else:
+        finding = f"From π = {quiet:g}, the standard deviation of a single draw is smaller than the norm of the full "
+        finding += f"gradient ({times[quiet]:.2g} times it)"
+    return finding + (
+        f"; at π = {least:g}, it is {times[least]:.2g} times that norm." if least != (quiet or most) else "."
+    )
 
 
 def _from_there_on(fits: Sequence[Any]) -> int | None:
@@ -283,4 +307,8 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Subject], Section]]] = {
 }
 WITHOUT_STATE = ("clipping",)  # for any model
 OF_A_LOG = ("clipping",)  # for a model that was trained as a run
-OF_A_STATE = ("gradients_by_lag", "jacobians")  # need a floating-point carry and a cell with `output`
+OF_A_STATE = (
+    "gradients_by_lag",
+    "jacobians",
+    "randomized_truncation",
+)  # need a floating-point carry and a cell with `output`

@@ -111,26 +111,25 @@ def truncated_gradients(path: Path, section: Json, *, of: str) -> None:
 
 
 def randomized_truncation(path: Path, section: Json, *, of: str) -> None:
-    """Error of a single draw, and of the mean over draws, relative to the full gradient, over π."""
-    figure, [axes] = new_figure(f"Randomized truncation: {of}", section["finding"])
-    rows = [row for row in section["rows"] if row["parameter"] == "all"]
-    names = {
-        "standard_deviation": "one draw",
-        "bias": f"the mean of {section['draws']} draws",
-        "standard_error": "standard error of that mean",
-    }
-    rows = [row | {"steps": 1 / (1 - row["keep_probability"])} for row in rows]
-    for number, (what, name) in enumerate(names.items()):
-        plot_rows(axes, rows, "steps", what, **style(number), label=name)
+    """The standard deviation of a single draw, relative to the full gradient, over π."""
+    figure, [axes] = new_figure(
+        f"Randomized truncation: {of}",
+        section["finding"],
+        "Thick: the whole gradient. Thin: that of each parameter alone, over its own norm.",
+    )
+    rows = [row | {"steps": 1 / (1 - row["keep_probability"])} for row in section["rows"] if row["standard_deviation"]]
+    for name in dict.fromkeys(row["parameter"] for row in rows):
+        how = style(0) | ({"label": "whole gradient"} if name == "all" else {"marker": "", "lw": 0.5})
+        plot_rows(axes, [row for row in rows if row["parameter"] == name], "steps", "standard_deviation", **how)
     axes.axhline(1, **REFERENCE, linestyle=":", label="norm of the full gradient")
     axes.set(
         xlabel="π: probability that the gradient continues to the step before (mean steps in parentheses)",
-        ylabel="error / norm of the full gradient (logarithmic)",
+        ylabel="standard deviation / norm of the full gradient (logarithmic)",
         xscale="log",
         yscale="log",
     )
-    ticks = [f"{row['keep_probability']:g}\n({row['steps']:.0f})" for row in rows]
-    axes.set_xticks([row["steps"] for row in rows], ticks)
+    ticks = {row["steps"]: f"{row['keep_probability']:g}\n({row['steps']:.0f})" for row in rows}
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.xaxis.set_minor_formatter(NullFormatter())
     plain_ticks(axes.yaxis, subs=(1, 2, 5))
     save_figure(figure, path)

@@ -48,8 +48,9 @@ def test_models_without_a_gradient_to_measure_are_told_of(make, name, tmp_path, 
 
 
 def test_the_fate_of_gradients_is_named():
-    for radius, fate in [(0.5, "vanish"), (1.0, "keep their size"), (1.5, "explode")]:
-        assert f"is {radius:.2f}: by its powers alone, gradients would {fate}" in finding(
+    fates = [(0.5, "vanish in the long run"), (1.0, "keep their size over 16 steps"), (1.5, "explode in the long run")]
+    for radius, fate in fates:
+        assert f"is {radius:.2f}: by this factor alone, gradients would {fate}" in finding(
             "jacobians", subject(elman(radius))
         )
     assert "is 1.00 to 1.00. Including" in finding("jacobians", subject(RNNLM(V, 8, rngs=nnx.Rngs(0), cell="gru")))

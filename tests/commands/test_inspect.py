@@ -17,7 +17,6 @@ def inspected(tmp_path_factory, run_folder):
     folder = tmp_path_factory.mktemp("inspected") / "run"
     shutil.copytree(run_folder, folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(laboratory, "DRAWS", 24)
         patch.setattr(laboratory, "KEEP_PROBABILITIES", (0.5, 0.9))
         patch.setattr(laboratory, "LENGTHS", (1,))
         assert main(["inspect", f"--workdir={folder}", "--window=4"]) == 0

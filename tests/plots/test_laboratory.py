@@ -40,9 +40,9 @@ SECTIONS = {
         "lyapunov_exponents": [-0.04, -0.1, -0.3], "standard_errors": [0.005, 0.005, 0.01],
     },
     "truncated_gradients": {"rows": rows(["segment", "window"])},
-    "randomized_truncation": {"draws": 48, "rows": [
-        {"keep_probability": p, "parameter": "all", "standard_deviation": 3 * (1 - p), "bias": 0.4 * (1 - p),
-         "standard_error": 0.41 * (1 - p)} for p in (0.5, 0.8, 0.9, 0.95)
+    "randomized_truncation": {"rows": [
+        {"keep_probability": p, "parameter": name, "standard_deviation": number * (1 - p) / p**9}
+        for number, name in enumerate(("b_q", "all", "w_hh")) for p in (0.5, 0.8, 0.9, 0.95)
     ]},
     "clipping": {"clip_norm": 1.0, "lines": [
         {"step": 50, "steps": 50, "grad_norm": 0.8, "clipped_norm": 0.6, "clipped": 0.1,
