@@ -93,11 +93,28 @@ def test_a_shuffle_is_a_permutation(size):
     np.testing.assert_array_equal(np.sort(order), np.arange(size))
 
 
-def test_a_shuffle_looks_random():
-    order = np.asarray(jax.vmap(lambda s: shuffled(jnp.arange(100), 100, jax.random.key(s)))(jnp.arange(2000)))
-    # Where index 3 lands: 2000 draws over 10 bins of 10, expected 200 ± 13 each.
-    assert (np.abs(np.bincount(order[:, 3] // 10, minlength=10) - 200) < 5.5 * np.sqrt(200 * 0.9)).all()
-    assert np.abs(np.corrcoef(order[:, 3], order[:, 4])[0, 1]) < 5.5 / np.sqrt(2000)
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 64])
+def test_shuffles_of_few_are_uniform(size):
+    """By chi-square: the first two places, and what follows 0 (by more than 5 standard deviations before)."""
+    draws = 30_000
+    orders = jax.jit(jax.vmap(lambda s: shuffled(jnp.arange(size), size, jax.random.key(s))))(jnp.arange(draws))
+    orders = np.asarray(orders)
+    at = np.argmin(orders, axis=1)
+    after = orders[np.arange(draws), np.minimum(at + 1, size - 1)][at < size - 1]
+    pairs = np.bincount(orders[:, 0] * size + orders[:, 1], minlength=size**2)
+    for counts in (pairs.reshape(size, size)[~np.eye(size, dtype=bool)], np.bincount(after, minlength=size)[1:]):
+        expected = counts.sum() / counts.size
+        freedom = counts.size - 1
+        assert ((counts - expected) ** 2 / expected).sum() <= freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_shuffles_of_many_part_neighbours():
+    """Two windows side by side land side by side as often as by chance; with four rounds it was twice as often."""
+    size, draws = 1024, 2000
+    orders = jax.jit(jax.vmap(lambda s: shuffled(jnp.arange(size), size, jax.random.key(s))))(jnp.arange(draws))
+    together = (orders[:, ::2] ^ orders[:, 1::2]) == 1
+    expected = draws * (size / 2) / (size - 1)
+    assert abs(int(together.sum()) - expected) < 5 * np.sqrt(expected)
 
 
 @pytest.mark.parametrize("size", [0, 1, 16])
