@@ -110,9 +110,7 @@ class NGramLM:
         keys, num_contexts = np.zeros(1, np.int64), 0  # those of order k − 1
         for k in range(1, order + 1):
             prefixes = starts[: len(ids) - k + 1]
-            longer, nodes, counts = np.unique(
-                prefixes * vocab_size + ids[k - 1 :], return_inverse=True, return_counts=True
-            )
+            longer, nodes, counts = _distinct(prefixes * vocab_size + ids[k - 1 :], len(keys) * vocab_size)
             if k > 1:
                 if smoothing == "kneser_ney":
                     # Below the highest order, the count is the number of distinct tokens before the n-gram. The start
@@ -167,25 +165,11 @@ class NGramLM:
 
     def probs(self, ids: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
         """P of each token of a text given the tokens before it; the first tokens have shorter contexts."""
-        ids = _checked(ids, self.vocab_size)
-        uniform = probs = np.full(len(ids), 1 / self.vocab_size)
-        contexts = np.full(len(ids) + 1, ROOT)  # the node of the k − 1 tokens from each position on
-        for k, level in enumerate(self.levels[: len(ids)], start=1):
-            contexts = contexts[: len(ids) - k + 1]
-            nodes = _find(level.keys, contexts, ids[k - 1 :], self.vocab_size)
-            backoffs = np.where(contexts >= 0, level.backoffs[contexts], 1.0)
-            below = (uniform if self.smoothing == "add_alpha" else probs)[k - 1 :]
-            own = np.where(nodes >= 0, level.weights[nodes], 0.0)
-            probs = np.concatenate([probs[: k - 1], own + backoffs * below])
-            contexts = nodes
-        return probs
+        return HeldOut(ids, self.vocab_size).probs(self)
 
     def nll(self, ids: Int[np.ndarray, "N"]) -> float:
         """Mean nats per token of all tokens but the first, which is context only; infinite if a token has P = 0."""
-        if len(ids) < 2:
-            raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
-        with np.errstate(divide="ignore"):
-            return float(-np.log(self.probs(ids)[1:]).mean())
+        return HeldOut(ids, self.vocab_size).nll(self)
 
     def log_probs(self, context: Sequence[int] | Int[np.ndarray, "n"]) -> Float[np.ndarray, "V"]:
         """Log probability of every token after a context, of which the last order − 1 tokens count."""
@@ -204,12 +188,81 @@ class NGramLM:
             return np.log(probs)
 
 
+class HeldOut:
+    """A text for choosing an order: models of `fit_orders` score it in turn, and what they share is computed once.
+
+    Args:
+      ids: the token ids.
+      vocab_size: V.
+    """
+
+    def __init__(self, ids: Int[np.ndarray, "N"], vocab_size: int):
+        self._ids, self._vocab_size = _checked(ids, vocab_size), vocab_size
+        self._read = 0  # levels that all later models share
+        self._below = np.full(len(ids), 1 / vocab_size)  # P of each token under those levels
+        self._contexts = np.full(len(ids), ROOT)  # the node of the `read` tokens from each position on
+        self._nodes: np.ndarray | None = None  # the same with the token after them
+
+    def probs(self, model: NGramLM) -> Float[np.ndarray, "N"]:
+        """`model.probs(ids)`."""
+        for level in model.levels[self._read : -1]:
+            self._below = self._probs(level, model.smoothing)
+            assert self._nodes is not None
+            self._read, self._contexts, self._nodes = self._read + 1, self._nodes[:-1], None
+        return self._probs(model.levels[-1], model.smoothing)
+
+    def nll(self, model: NGramLM) -> float:
+        """`model.nll(ids)`."""
+        if len(self._ids) < 2:
+            raise ValueError(f"{len(self._ids)} tokens: the first is context only, so at least 2 are needed")
+        with np.errstate(divide="ignore"):
+            return float(-np.log(self.probs(model)[1:]).mean())
+
+    def _probs(self, level: Level, smoothing: str) -> Float[np.ndarray, "N"]:
+        """With one level more than those read. Levels of different models have the same n-grams."""
+        k, contexts = self._read, self._contexts
+        if self._nodes is None:
+            self._nodes = _find(level.keys, contexts, self._ids[k:], self._vocab_size)
+        own = np.where(self._nodes >= 0, level.weights[self._nodes], 0.0)
+        backoffs = np.where(contexts >= 0, level.backoffs[contexts], 1.0)
+        below = 1 / self._vocab_size if smoothing == "add_alpha" else self._below[k:]
+        return np.concatenate([self._below[:k], own + backoffs * below])
+
+
 def _checked(ids: Any, vocab_size: int) -> Int[np.ndarray, "N"]:
     """Ids as int64, so that node · V does not overflow."""
     ids = np.asarray(ids)
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         raise ValueError(f"ids from {ids.min()} to {ids.max()}; they must be from 0 to {vocab_size - 1}")
     return ids.astype(np.int64)
+
+
+def _distinct(keys: Int[np.ndarray, "N"], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct keys, all below `size`, ascending; the rank of each key among them; and how often each is there.
+
+    That is `np.unique`, in linear time: by a table of all possible keys where that is no longer than the text, else by
+    a radix sort.
+    """
+    if size <= len(keys):
+        table = np.bincount(keys, minlength=size)
+        is_there = table > 0
+        return np.flatnonzero(is_there), (np.cumsum(is_there) - 1)[keys], table[is_there]
+    order = _radix_argsort(keys, size)
+    ascending = keys[order]
+    is_first = np.concatenate([[True], ascending[1:] != ascending[:-1]])
+    ranks = np.empty_like(order)
+    ranks[order] = np.cumsum(is_first) - 1
+    firsts = np.flatnonzero(is_first)
+    return ascending[firsts], ranks, np.diff(firsts, append=len(keys))
+
+
+def _radix_argsort(keys: Int[np.ndarray, "N"], size: int) -> Int[np.ndarray, "N"]:
+    """The order that sorts keys below `size`, 16 bits at a time: for those, NumPy's stable sort is a radix sort."""
+    order = np.argsort(keys.astype(np.uint16), kind="stable")  # by the last 16 bits
+    for shift in range(16, (size - 1).bit_length(), 16):
+        digits = (keys >> shift).astype(np.uint16)
+        order = order[np.argsort(digits[order], kind="stable")]
+    return order
 
 
 def _find(keys: np.ndarray, prefixes, tokens, vocab_size: int):

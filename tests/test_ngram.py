@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rnn_lm import ngram
 from rnn_lm.errors import UserError
-from rnn_lm.ngram import SMOOTHINGS, NGramLM, discounts_of, unigram_nll
+from rnn_lm.ngram import SMOOTHINGS, HeldOut, NGramLM, discounts_of, unigram_nll
 
 V = 5
 TEXT = np.random.default_rng(0).choice(V, 400, p=[0.05, 0.4, 0.3, 0.2, 0.05])
@@ -132,6 +132,37 @@ def test_contexts_may_be_of_any_kind_and_vocabularies_large():
     for kind in (list, np.int32, jnp.asarray, np.asarray):
         context = ids[2000:2002].astype(kind) if kind is np.int32 else kind(ids[2000:2002])
         assert model.log_probs(context)[ids[2002]] > np.log(0.1)
+
+
+def grams_of(model, order):
+    """The n-grams of one order, by node, from the keys of all orders."""
+    keys = model.levels[order - 1].keys
+    last = keys[:, None] % model.vocab_size
+    return np.hstack([grams_of(model, order - 1)[keys // model.vocab_size], last]) if order > 1 else last
+
+
+# The possible n-grams are fewer than the tokens in all orders, in the lower ones, or in none; a key has up to 33 bits.
+@pytest.mark.parametrize("size, length", [(2, 100), (7, 500), (300, 2000), (70_000, 60), (2**20, 9000)])
+def test_ngrams_are_in_order_and_counted(size, length):
+    ids = np.random.default_rng(0).zipf(1.1, length) % size
+    for order, model in enumerate(NGramLM.fit_orders(ids, order=5, vocab_size=size), start=1):
+        windows = np.lib.stride_tricks.sliding_window_view(ids, order)
+        grams, counts = np.unique(windows, axis=0, return_counts=True)
+        np.testing.assert_array_equal(grams_of(model, order), grams)
+        np.testing.assert_array_equal(model.levels[-1].counts, counts)
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("length", [2, 3, 60])
+def test_a_held_out_text_is_scored_by_each_order_as_by_it_alone(smoothing, length):
+    models = [*NGramLM.fit_orders(TEXT[:300], order=5, vocab_size=V, smoothing=smoothing)]
+    ids = TEXT[-length:]
+    for chosen in (models, models[2:], models[1::2]):
+        text = HeldOut(ids, V)
+        for model in chosen:
+            expected = np.mean([-model.log_probs(ids[:i])[ids[i]] for i in range(1, length)])
+            assert text.nll(model) == pytest.approx(expected, rel=1e-12)
+            assert text.nll(model) == model.nll(ids)
 
 
 def test_orders_fitted_together_are_those_fitted_alone():

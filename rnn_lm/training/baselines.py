@@ -16,10 +16,11 @@ from rnn_lm.data.corpus import Corpus, Split
 from rnn_lm.errors import Unreadable
 from rnn_lm.files import Json, alone_in, write_bytes
 from rnn_lm.inference.evaluate import figures
-from rnn_lm.ngram import NGramLM, unigram_nll
+from rnn_lm.ngram import HeldOut, NGramLM, unigram_nll
 
 MAX_NGRAM_ORDER = 6
-MAX_NGRAM_TOKENS = 10_000_000  # of the training text; with words, counting them takes 1.8 GB
+MAX_NGRAM_TOKENS = 10_000_000  # of the training text; with words, counting them takes 1.6 GB
+MAX_HELD_OUT_TOKENS = 1_000_000  # of the validation text; orders that only the rest could tell apart are as good
 
 
 class Baselines:
@@ -102,6 +103,7 @@ class Baselines:
 def fit_ngram(path: Path, corpus: Corpus, stopped: Callable[[], bool]) -> NGramLM | None:
     """The modified Kneser-Ney model of order 1 to 6 with the lowest validation loss, read from `path` or saved there.
 
+    Of long texts it reads the first tokens: 10 million to count, 1 million of the validation text to choose the order.
     `stopped` is asked between orders; the result is None once it is true.
     """
     size = len(corpus.vocabulary)
@@ -112,7 +114,7 @@ def fit_ngram(path: Path, corpus: Corpus, stopped: Callable[[], bool]) -> NGramL
     ids = corpus.train.ids[:MAX_NGRAM_TOKENS]
     models = NGramLM.fit_orders(ids, order=min(MAX_NGRAM_ORDER, len(ids)), vocab_size=size)
     wanted = takewhile(lambda _: not stopped(), models)
-    best = min(wanted, key=lambda model: model.nll(corpus.valid.ids), default=None)
+    best = min(wanted, key=HeldOut(corpus.valid.ids[: MAX_HELD_OUT_TOKENS + 1], size).nll, default=None)
     if best is None or stopped():
         return None
     best.save(path)
