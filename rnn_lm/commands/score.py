@@ -57,21 +57,22 @@ def run(flags: FlagValues) -> str:
     if not len(before):
         raise UserError(f"--prompt={prompt!r} has no tokens; give at least one")
     lines = lines_of(read_files(*flags.text)) if flags.text else []
-    continuations = [*flags.continuation, *(line for line in lines if len(vocabulary.encode(line)))]
+    encoded = {text: vocabulary.encode(text) for text in [*flags.continuation, *lines]}
+    for text in flags.continuation:
+        if not len(encoded[text]):
+            raise UserError(f"--continuation={text!r} has no tokens; give at least one")
+    continuations = [text for text in [*flags.continuation, *lines] if len(encoded[text])]
     if not continuations:
         raise UserError(f"--text={flags.text[0]} has only empty lines; give a text to score")
     check_known(vocabulary, prompt, *continuations, name="the text", strict=flags.strict)
-    ids = [vocabulary.encode(text) for text in continuations]
-    for text, encoded in zip(continuations, ids, strict=True):
-        if not len(encoded):
-            raise UserError(f"--continuation={text!r} has no tokens; give at least one")
     last = vocabulary.tokens_of(before[-1:])
     scored = []
-    for text, nats in zip(continuations, score(model, before, ids), strict=True):
+    is_shown = flags.surprise or page is not None
+    for text, nats in zip(continuations, score(model, before, [encoded[text] for text in continuations]), strict=True):
         tokens = tokenize(text, vocabulary.kind, vocabulary.normalize)
         row = _row(text, nats, characters_after(last, tokens)) | {"comparable": joined(tokens) == text}
-        bits = (nats / math.log(2)).tolist()
-        scored.append((row, [(readable(token), cost) for token, cost in zip(tokens, bits, strict=True)]))
+        bits = (nats / math.log(2)).tolist() if is_shown else []  # a float for each token takes much memory
+        scored.append((row, [(readable(token), cost) for token, cost in zip(tokens, bits, strict=is_shown)]))
     scored.sort(key=lambda item: item[0]["bits_per_char"])
     rows: list[Json] = [{"rank": rank} | row for rank, (row, _) in enumerate(scored, start=1)]
     surprises = [surprise for _, surprise in scored]

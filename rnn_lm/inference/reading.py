@@ -16,6 +16,7 @@ from rnn_lm.nn.arrays import Carry, Tree
 from rnn_lm.nn.models import LanguageModel
 
 MAX_LOGITS = 2**22  # per call; limits the memory
+MAX_TOKENS = 2**12  # of a model, per call; more hidden states would be in fresh memory at each call
 MAX_UPDATES = 256  # per call; progress is shown between calls
 
 
@@ -50,11 +51,16 @@ def read(
     length, width = inputs.shape
     carry = models[0].initialize_carry(width) if carry is None else carry
     weights, carries = members.stack(states), members.stack(len(models) * [carry])
-    steps = max(1, min(length, MAX_LOGITS // (len(models) * width * models[0].vocab_size)))
+    steps = min(length, steps_of_call(width, len(models) * models[0].vocab_size))
     for part, chunk in _chunks(steps, inputs, labels, valid):
         window = _read_window(graphdefs[0], members, weights, carries, *chunk)
         carries = window.carry
         yield part, _on_host(members, window, inputs[part])
+
+
+def steps_of_call(width: int, numbers: int) -> int:
+    """The most steps that are computed in one call, of `width` texts; one token takes `numbers` logits."""
+    return max(1, min(MAX_TOKENS, MAX_LOGITS // numbers) // width)
 
 
 def read_and_learn(

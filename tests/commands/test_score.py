@@ -69,6 +69,17 @@ def test_a_file_of_empty_lines_has_nothing_to_score(cli, run_folder, tmp_path):
     assert (code, rows) == (2, []) and "has only empty lines" in err
 
 
+def test_what_is_not_shown_is_not_kept(cli, run_folder, monkeypatch):
+    """A long text would take a hundred bytes of memory for each token."""
+    shown = []
+    monkeypatch.setattr("rnn_lm.data.vocabulary.readable", lambda token: shown.append(token) or str(token))
+    flags = [f"--workdir={run_folder}", "--continuation=machine"]
+    cli("score", *flags)
+    assert not shown
+    cli("score", *flags, "--surprise")
+    assert shown == [*"machine"]
+
+
 def test_surprise_is_told_token_by_token(cli, run_folder, tmp_path):
     flags = [f"--workdir={run_folder}", "--continuation=seen <b>", "--continuation=machine"]
     code, rows, _ = cli("score", *flags, "--surprise", f"--html={tmp_path / 'page.html'}")

@@ -81,6 +81,11 @@ def test_a_large_vocabulary_does_not_take_memory_without_bound(ids, monkeypatch)
     evaluate(model, ids)
     evaluate(model, ids, reset_every=3)
     assert max(sizes) * 6 <= 60
+    sizes.clear()
+    monkeypatch.setattr(reading, "MAX_TOKENS", 5)
+    evaluate(model, ids)
+    evaluate(model, ids, reset_every=50)
+    assert sizes == 20 * [5] + 25 * [4]
 
 
 def test_what_is_learned_is_not_taken_back(model, ids):
