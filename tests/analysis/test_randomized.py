@@ -60,9 +60,8 @@ def spread_of_all_patterns(model, batch):
     ],
     ids=str,
 )
-def test_the_spread_is_that_of_all_patterns(options, monkeypatch):
-    """Of each parameter; in two blocks of steps."""
-    monkeypatch.setattr(randomized, "ROWS", 9)
+def test_the_spread_is_that_of_all_patterns(options):
+    """Of each parameter."""
     model = RNNLM(V, H, rngs=nnx.Rngs(0), **options)
     batch = minibatch_of(model, WINDOWS)
     got, expected = randomized_spread(model, batch, PROBABILITIES), spread_of_all_patterns(model, batch)
