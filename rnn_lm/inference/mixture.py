@@ -58,8 +58,19 @@ class NGramTrie(nnx.Module):
         nodes = [jnp.full_like(tokens, ROOT)]
         for k in range(self.order - 1):
             before = jnp.concatenate([context[None, :, k], nodes[k][:-1]])
-            nodes.append(self._child(before, tokens, self.widths[k]))
+            child = self._child(before, tokens, self.widths[k])
+            is_context = (child >= 0) & (self.first[child] < self.first[child + 1])
+            nodes.append(jnp.where(is_context, child, -1))
         return jnp.stack(nodes, axis=-1)
+
+    def prob(self, context: Int[Array, "*batch n"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """P of a token after each context: an entry of `probs`, in time that does not depend on V."""
+        probs = self.unigrams[labels]
+        for k in range(1, self.order):
+            node = context[..., k]
+            child = self._child(node, labels, self.widths[k])
+            probs = probs * jnp.where(node >= 0, self.backoff[node], 1) + jnp.where(child >= 0, self.weight[child], 0)
+        return probs
 
     def probs(self, context: Int[Array, "*batch n"]) -> Float[Array, "*batch V"]:
         """P of every token after each context."""
@@ -75,16 +86,19 @@ class NGramTrie(nnx.Module):
             probs = probs.at[rows, self.token[children]].add(jnp.where(real, self.weight[children], 0))
         return probs.reshape(*context.shape[:-1], self.vocab_size)
 
-    def _child(self, node: Int[Array, "T B"], token: Int[Array, "T B"], width: int) -> Int[Array, "T B"]:
-        """The child of a node by a token; −1 if the text lacks it or has nothing after it."""
+    def _child(self, node: Int[Array, "*batch"], token: Int[Array, "*batch"], width: int) -> Int[Array, "*batch"]:
+        """The child of a node by a token; −1 if the text lacks it. `width`: the most children that such a node has."""
         low, end = self.first[node], self.first[node + 1]
-        high = end
-        for _ in range(width.bit_length()):
+
+        # A loop: unrolled, the searches of all orders took a minute to compile.
+        def halve(_: Int[Array, ""], bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bounds
             middle = (low + high) // 2
             less = (low < high) & (self.token[middle] < token)
-            low, high = jnp.where(less, middle + 1, low), jnp.where(less, high, middle)
-        found = (node >= 0) & (low < end) & (self.token[low] == token) & (self.first[low] < self.first[low + 1])
-        return jnp.where(found, low, -1)
+            return jnp.where(less, middle + 1, low), jnp.where(less, high, middle)
+
+        low, _ = jax.lax.fori_loop(0, width.bit_length(), halve, (low, end))
+        return jnp.where((node >= 0) & (low < end) & (self.token[low] == token), low, -1)
 
 
 class Mixture(LanguageModel):
@@ -121,13 +135,22 @@ class Mixture(LanguageModel):
 
     def logits(self, h: Tree) -> Float[Array, "*batch V"]:
         network, context = h
+        return self._mixed(context, jax.nn.log_softmax(self.model.logits(network)), self.trie.probs(context))
+
+    def nll(self, h: Tree, labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        network, context = h
+        log_probs = -self.model.nll(network, labels)[..., None]
+        return -self._mixed(context, log_probs, self.trie.prob(context, labels)[..., None])[..., 0]
+
+    def _mixed(
+        self, context: Int[Array, "*batch n"], log_probs: Float[Array, "*batch N"], probs: Float[Array, "*batch N"]
+    ) -> Float[Array, "*batch N"]:
+        """The ln P of N tokens, from the network's ln P and the n-grams' P."""
         # λ is that of the longest context, whose node is the largest.
         odds = WEIGHT_SCALE * self.w_mix[self.bucket[context.max(axis=-1)]][..., None]
         # The mixture's loss trains λ only; the network would otherwise unlearn what the n-grams know.
-        log_probs = jax.lax.stop_gradient(jax.nn.log_softmax(self.model.logits(network)))
-        return jnp.logaddexp(
-            jax.nn.log_sigmoid(odds) + log_probs, jax.nn.log_sigmoid(-odds) + jnp.log(self.trie.probs(context))
-        )
+        log_probs = jax.lax.stop_gradient(log_probs)
+        return jnp.logaddexp(jax.nn.log_sigmoid(odds) + log_probs, jax.nn.log_sigmoid(-odds) + jnp.log(probs))
 
     def objective(self, h: Tree, labels: Int[Array, "*batch"], mask: Bool[Array, "*batch"]) -> Float[Array, ""]:
         return self.model.objective(h[0], labels, mask) + super().objective(h, labels, mask)

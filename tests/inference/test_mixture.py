@@ -10,7 +10,7 @@ from rnn_lm.inference.generate import generate
 from rnn_lm.inference.mixture import BUCKETS, Mixture, NGramTrie, buckets, fit_weights
 from rnn_lm.inference.reading import nats_of
 from rnn_lm.ngram import NGramLM
-from rnn_lm.nn.models import RNNLM
+from rnn_lm.nn.models import RNNLM, LanguageModel
 
 SIZE = 7
 
@@ -47,6 +47,9 @@ def test_the_trie_gives_what_the_ngrams_do(smoothing):
     for t in range(len(ids)):
         for lane, text in enumerate([ids, ids[::-1]]):
             np.testing.assert_allclose(got[t, lane], np.exp(ngram.log_probs(text[: t + 1])), atol=1e-6)
+    labels = jnp.asarray(np.random.default_rng(1).integers(0, SIZE, context.shape[:2]))
+    of_label = np.take_along_axis(got, np.asarray(labels)[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(trie.prob(context, labels), of_label, rtol=1e-6)
     np.testing.assert_allclose(trie.probs(trie.empty(1))[0], np.exp(ngram.log_probs([])), atol=1e-6)
 
 
@@ -97,6 +100,24 @@ def test_probabilities_are_interpolated(mixture, network, ngram):
     np.testing.assert_allclose(np.exp(logits).sum(-1), 1, rtol=1e-5)
 
 
+def test_the_loss_of_a_label_is_that_of_its_logit_and_so_is_the_gradient(mixture):
+    model, _ = mixture
+    ids = jnp.asarray(np.concatenate([a_text(60, 5), np.random.default_rng(0).integers(0, SIZE, 40)]))[:, None]
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def total(params, nll):
+        model = nnx.merge(graphdef, params, rest)
+        _, h = model.hidden(model.initialize_carry(1), ids[:-1])
+        return nll(model, h, ids[1:]).sum(), nll(model, h, ids[1:])
+
+    both = [jax.grad(total, has_aux=True)(params, nll) for nll in (Mixture.nll, LanguageModel.nll)]
+    (gradient, nats), (expected, by_logits) = both
+    np.testing.assert_allclose(nats, by_logits, rtol=1e-5)
+    np.testing.assert_allclose(gradient["w_mix"][...], expected["w_mix"][...], rtol=1e-3, atol=1e-4)
+    assert np.abs(gradient["w_mix"][...]).max() > 1
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["model"]))  # the network learns by its own loss
+
+
 def test_the_carry_goes_on_where_it_stopped(mixture):
     model, _ = mixture
     ids = jnp.asarray(a_text(40, 6)[:, None])
@@ -112,6 +133,22 @@ def test_what_is_generated_and_evaluated_is_the_mixture(mixture):
     assert sample.shape == (2, 30) and sample.min() >= 1
     ids = a_text(50, 7)
     assert evaluate(model, ids).nats == pytest.approx(nats_of(model, ids).sum(), rel=1e-6)
+
+
+def test_the_weights_are_those_of_em_with_a_token_of_each_model_before(network, ngram):
+    """Expectation-maximization, one bucket and one token at a time; each model starts with one token in each bucket."""
+    ids = a_text(60, 8)
+    weights = fit_weights(network, ngram, ids)
+    trie = NGramTrie(ngram)
+    contexts = np.asarray(trie.read(trie.empty(1), jnp.asarray(ids[:-1, None])))[:, 0].max(axis=-1)
+    pairs = list(zip(np.exp(-nats_of(network, ids)), ngram.probs(ids)[1:], buckets(ngram)[contexts], strict=True))
+    for bucket in range(len(weights)):
+        mine = [(p, q) for p, q, of in pairs if of == bucket]
+        weight = 0.5
+        for _ in range(100):
+            by_network = sum(weight * p / (weight * p + (1 - weight) * q) for p, q in mine)
+            weight = (1 + by_network) / (1 + by_network + 1 + len(mine) - by_network)
+        assert weights[bucket] == pytest.approx(weight, rel=1e-9)
 
 
 def test_the_weights_make_unseen_text_likeliest(network, ngram, monkeypatch):
