@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -43,3 +44,25 @@ def test_spectra_are_of_each_gate_of_each_layer(cell, gates):
         assert spectrum["spectral_radius"] == pytest.approx(0.7, rel=1e-5)
         np.testing.assert_allclose(spectrum["singular_values"], 0.7, rtol=1e-5)
         np.testing.assert_allclose(np.hypot(*np.transpose(spectrum["eigenvalues"])), 0.7, rtol=1e-5)
+
+
+def test_the_warm_up_is_left_out():
+    """The first growth of a random direction by a matrix far from normal is not that of its eigenvalues."""
+    model = RNNLM(V, 2, rngs=nnx.Rngs(0), activation="identity")
+    model.cell.w_hh[...] = jnp.asarray([[0.9, 5.0], [0.0, 0.5]])
+    exponents, errors = lyapunov_exponents(model, windows_of(IDS, 3, 20), warm_up=20)
+    np.testing.assert_allclose(exponents, np.log([0.9, 0.5]), rtol=1e-3)
+    assert (errors < 1e-3).all()
+
+
+def test_the_errors_are_those_of_a_mean_over_texts():
+    """A tanh unit that reads one token again and again settles at an h; then each step multiplies by w (1 − h²)."""
+    w, settled = 0.9, np.array([0.0, 0.5, 0.8])
+    model = RNNLM(3, 1, rngs=nnx.Rngs(0))
+    model.cell.w_hh[...] = jnp.full((1, 1), w)
+    model.cell.w_xh[...] = jnp.asarray(np.arctanh(settled) - w * settled, jnp.float32)[:, None]
+    exponents, errors = lyapunov_exponents(model, np.tile(np.arange(3), (81, 1)), warm_up=40)
+    of_text = np.log(w * (1 - settled**2))
+    assert exponents[0] == pytest.approx(of_text.mean(), rel=1e-4)
+    off = of_text - of_text.mean()
+    assert errors[0] == pytest.approx(np.sqrt(off @ off / 2 / 3), rel=1e-4)
