@@ -124,14 +124,13 @@ def randomized_truncation(path: Path, section: Json, *, of: str) -> None:
     axes.axhline(1, **REFERENCE, linestyle=":", label="norm of the full gradient")
     axes.set(
         xlabel="π: probability that the gradient continues to the step before (mean steps in parentheses)",
-        ylabel="standard deviation / norm of the full gradient (logarithmic)",
+        ylabel="standard deviation / ‖full gradient‖ (logarithmic)",
         xscale="log",
         yscale="log",
     )
     ticks = {row["steps"]: f"{row['keep_probability']:g}\n({row['steps']:.0f})" for row in rows}
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    plain_ticks(axes.yaxis, subs=(1, 2, 5))
     save_figure(figure, path)
 
 
