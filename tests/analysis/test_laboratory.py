@@ -99,3 +99,27 @@ def test_quiet_means_from_there_on():
     assert laboratory._from_there_on([True, False, True, True]) == 2
     assert laboratory._from_there_on([True, True]) == 0
     assert laboratory._from_there_on([True, False]) is None
+
+
+def test_the_spread_is_put_in_words():
+    words = lambda *spread: laboratory._spread_in_words(  # noqa: E731
+        [{"keep_probability": p, "standard_deviation": s} for p, s in zip((0.5, 0.8, 0.9), spread, strict=True)]
+    )
+    calm = "the standard deviation of a single draw is smaller than the norm of the full gradient"
+    assert words(13, 1.2, 0.83) == f"From π = 0.9, {calm} (0.83 times it); at π = 0.5, it is 13 times that norm."
+    assert words(0.9, 0.5, 0.1) == f"From π = 0.5, {calm} (0.9 times it)."
+    assert words(130, 6, 3).startswith("Even at π = 0.9, the standard deviation of a single draw is 3 times the norm")
+    assert "nothing to compare" in words(np.inf, 6, 3)
+
+
+def test_a_cut_as_long_as_the_window_is_none():
+    """The state keeps everything: each cut loses much, and only looking back further helps."""
+    found = finding("truncated_gradients", subject(elman(1.0, "identity")))
+    assert "if each loss looks back 8 steps" in found and "if the text is cut every 8 steps (segment)." in found
+    assert "16 steps (segment)" not in found and "% off" in found
+
+
+def test_a_short_text_has_as_many_positions_as_windows():
+    of = subject(elman(0.9), window=16, ids=IDS[:38])
+    assert laboratory.gradients_by_lag(of)["positions"] == 6
+    assert laboratory.truncated_gradients(of)["windows"] == 6
