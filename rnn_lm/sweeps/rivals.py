@@ -1,5 +1,6 @@
 """Models compared on one text and one budget: uniform, unigram, n-grams, an MLP and recurrent networks."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from rnn_lm.files import Json, path_of, read_json, write_json
 from rnn_lm.inference.evaluate import figures
 from rnn_lm.inference.reading import MAX_LOGITS
 from rnn_lm.interrupts import Stopped, deferred_signals
-from rnn_lm.ngram import MAX_ORDER, NGramLM
+from rnn_lm.ngram import MAX_ORDER, HeldOut, NGramLM
 from rnn_lm.nn.models import LanguageModel
 from rnn_lm.nn.registry import OPTIONAL, cell_class, takes
 from rnn_lm.program import new_model, program_of
@@ -31,7 +32,7 @@ from rnn_lm.sweeps.members import Member, check_members
 from rnn_lm.sweeps.results import NGRAMS, PLOTS, outcome_of, row_of
 from rnn_lm.sweeps.shared import counts_path
 from rnn_lm.sweeps.sweep import train_members
-from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS
+from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS, held_out
 
 RESULT = "compare.json"
 NETWORKS = ("mlp", "elman", "gru", "lstm")
@@ -129,24 +130,25 @@ def score_ngrams(corpus: Corpus, split: Split, on_progress: Callable[[str], obje
     ids, size = corpus.train.ids[:MAX_NGRAM_TOKENS], len(corpus.vocabulary)
     top = min(MAX_ORDER, len(ids))
     models = NGramLM.fit_orders(ids, order=top, vocab_size=size)
+    choosing, valid, text = held_out(corpus), HeldOut(corpus.valid.ids, size), HeldOut(split.ids, size)
     rows: list[Json] = []
+    least = math.inf
     seconds = 0.0  # each order includes the orders below
     for order in range(1, top + 1):
         on_progress(f"counting n-grams of order {order}")
         started = time.perf_counter()
         model = next(models)
         seconds += time.perf_counter() - started
-        valid_nll = model.nll(corpus.valid.ids)
-        if order == 1 or (order <= MAX_NGRAM_ORDER and valid_nll < min(row["valid_nll"] for row in rows)):
-            kept = model
+        if order <= MAX_NGRAM_ORDER and (nll := choosing.nll(model)) < least:
+            kept, least = model, nll
         rows.append(
             {
                 "order": order,
                 "context": order - 1,
                 "num_params": model.num_counts,
                 "num_possible": size**order,
-                **figures(model.nll(split.ids), split.tokens_per_character),
-                "valid_nll": valid_nll,
+                **figures(text.nll(model), split.tokens_per_character),
+                "valid_nll": valid.nll(model),
                 "train_tokens": len(ids),
                 "train_seconds": seconds,
                 "tokens_per_second": len(ids) / seconds,

@@ -114,8 +114,13 @@ def fit_ngram(path: Path, corpus: Corpus, stopped: Callable[[], bool]) -> NGramL
     ids = corpus.train.ids[:MAX_NGRAM_TOKENS]
     models = NGramLM.fit_orders(ids, order=min(MAX_NGRAM_ORDER, len(ids)), vocab_size=size)
     wanted = takewhile(lambda _: not stopped(), models)
-    best = min(wanted, key=HeldOut(corpus.valid.ids[: MAX_HELD_OUT_TOKENS + 1], size).nll, default=None)
+    best = min(wanted, key=held_out(corpus).nll, default=None)
     if best is None or stopped():
         return None
     best.save(path)
     return best
+
+
+def held_out(corpus: Corpus) -> HeldOut:
+    """The text that chooses the order of the n-grams."""
+    return HeldOut(corpus.valid.ids[: MAX_HELD_OUT_TOKENS + 1], len(corpus.vocabulary))
