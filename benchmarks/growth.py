@@ -10,10 +10,13 @@ cost and the exponent. tests/benchmarks/test_growth.py measures the small sizes.
 import argparse
 import io
 import itertools
+import json
+import os
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,17 +28,30 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.common import machine, save, table
-from rnn_lm import RNNLM, NGramLM
+from rnn_lm import RNNLM, NGramLM, sweeps
+from rnn_lm.analysis.laboratory import Subject, randomized_truncation
+from rnn_lm.commands.surprise import in_page
 from rnn_lm.compression.compress import compress
 from rnn_lm.config import complete_config
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.data.texts import read_files
 from rnn_lm.data.vocabulary import Vocabulary
+from rnn_lm.files import write_json
 from rnn_lm.inference.evaluate import evaluate
 from rnn_lm.inference.generate import generate
+from rnn_lm.inference.mixture import BUCKETS, Mixture
+from rnn_lm.inference.score import score
 from rnn_lm.keys import named_key
+from rnn_lm.ngram import HeldOut
 from rnn_lm.nn.truncation import Truncation, WindowTruncation
 from rnn_lm.program import program_of
+from rnn_lm.runs.folder import METRICS, SUMMARY
+from rnn_lm.runs.lock import locked_members
+from rnn_lm.runs.record import Record
+from rnn_lm.sweeps.members import Member, check_members, members_of
+from rnn_lm.sweeps.results import Results, check_sweep_folder, row_of
+from rnn_lm.sweeps.sweep import sweep
+from rnn_lm.training.run import Run
 from rnn_lm.training.step import new_state
 
 Measured = Callable[[], object]
@@ -159,6 +175,38 @@ def read_text(size: int, folder: Path) -> Measured:
     return partial(evaluate, model, ids)
 
 
+def choose_order(size: int, folder: Path) -> Measured:
+    models, ids = [*NGramLM.fit_orders(ids_of(10**5), order=6, vocab_size=V)], ids_of(size)
+
+    def run() -> object:
+        text = HeldOut(ids, V)
+        return [text.nll(model) for model in models]
+
+    return run
+
+
+def mixture(size: int, folder: Path) -> Measured:
+    draw = np.random.default_rng(0)
+    ids = np.minimum(draw.zipf(1.3, 10**5), size - 1).astype(np.int32)
+    ngram = NGramLM.fit(ids, order=4, vocab_size=size)
+    mixed = Mixture(RNNLM(size, 64, rngs=nnx.Rngs(0), cell="gru"), ngram, np.full(4 * BUCKETS, 0.5))
+    evaluate(mixed, ids[:4097])
+    return partial(evaluate, mixed, ids[:4097])
+
+
+def score_lines(size: int, folder: Path) -> Measured:
+    """One line of this length among a hundred short ones."""
+    model, prompt = RNNLM(V, 64, rngs=nnx.Rngs(0), cell="gru"), np.array([1])
+    lines = [*np.split(ids_of(4_000), 100), ids_of(size)]
+    score(model, prompt, lines)
+    return partial(score, model, prompt, lines)
+
+
+def show_tokens(size: int, folder: Path) -> Measured:
+    row = {"rank": 1, "bits": 1.0, "bits_per_char": 1.0, "perplexity": 2.0}
+    return partial(in_page, "x", [row], [[("a", 1.0)] * size])
+
+
 def write_text(size: int, folder: Path) -> Measured:
     model = RNNLM(V, 64, rngs=nnx.Rngs(0), cell="gru")
     write = partial(generate, model, np.array([1]), size, key=named_key(0, "growth"))
@@ -173,11 +221,93 @@ def archive(size: int, folder: Path) -> Measured:
     return pack
 
 
+def inspect_randomized(size: int, folder: Path) -> Measured:
+    model, ids = RNNLM(V, 32, rngs=nnx.Rngs(0), cell="gru"), ids_of(10_000)
+    subject = Subject(model, ids, size, batch_size=32, segment_length=32, clip_norm=1.0, lines=[])
+    section = partial(randomized_truncation, subject)
+    section()
+    return section
+
+
+def resume_log(size: int, folder: Path) -> Measured:
+    """The log of a run with this many lines, of which a checkpoint keeps all but ten."""
+    line = {"tokens": 1, "split": "train", "nll": 2.0, "perplexity": 7.4, "bits_per_char": 2.9, "learning_rate": 1e-3}
+    kept = "".join(json.dumps({"step": step} | line) + "\n" for step in range(1, size + 1))
+    lost = "".join(json.dumps({"step": size + step} | line) + "\n" for step in range(1, 11))
+
+    def run() -> object:
+        with (folder / METRICS).open("a") as file:
+            file.write(lost)
+        return Record(folder, size)
+
+    (folder / METRICS).write_text(kept)
+    return run
+
+
+def members_in(folder: Path, count: int, **fields: Any) -> list[Member]:
+    """The members of a sweep over seeds of a very small model, on a text in the folder."""
+    (folder / "text").write_text(text_of(3_000))
+    given = {
+        "batch_size": 2, "segment_length": 8, "corpus": {"path": str(folder / "text")}, "model": {"num_hiddens": 8},
+    }  # fmt: skip
+    return members_of(complete_config(given | fields), sweeps.seeds(count), folder / "sweep")
+
+
+def list_members(size: int, folder: Path) -> Measured:
+    def run() -> None:
+        members = members_in(folder, size)
+        check_sweep_folder(folder / "sweep", members)
+        check_members(members, folder / "sweep")
+
+    return run
+
+
+def write_results(size: int, folder: Path) -> Measured:
+    """All members of a sweep end one after the other."""
+    members = members_in(folder, size)
+    figures = {"nll": 1.0, "perplexity": 2.7, "bits_per_char": 1.4, "tokens": 100}
+    summary = {"valid": figures, "test": figures, "steps": 10**9, "num_params": 1, "lanes": 1} | {
+        "tokens_per_second": 1.0, "wall_seconds": 1.0,
+    }  # fmt: skip
+    for member in members:
+        write_json(member.workdir / SUMMARY, summary)
+
+    def run() -> None:
+        results = Results(folder / "sweep", members, [])
+        for member in members:
+            results.add(row_of(member))
+        results.write()
+
+    return run
+
+
+def open_files(size: int, folder: Path) -> Measured:
+    """Of the members of a sweep that are trained at once."""
+    members = members_in(folder, size)
+
+    def run() -> float:
+        with locked_members([member.workdir for member in members]), ExitStack() as opened:
+            for member in members:
+                opened_run = Run(member.config, member.workdir, member.corpus, alone=False)
+                opened_run.open()
+                opened.callback(opened_run.close)
+            return len(os.listdir("/proc/self/fd")) + len(os.listdir("/proc/self/task"))
+
+    return run
+
+
+def train_sweep(size: int, folder: Path) -> Measured:
+    config = members_in(folder, 1, steps=20)[0].config
+    return partial(sweep, config, sweeps.seeds(size), folder / "sweep")
+
+
 SERIES = [
     Series("load a text", "characters", load_text, (10**6, 10**7, 10**8), (10**6, 10**7), far=10**9),
     Series("load a text", "characters", load_text, (10**6, 10**7, 10**8), (10**6, 10**7), far=10**9, unit="bytes"),
     Series("read a folder", "files", read_folder, (100, 1_000, 10_000), (200, 2_000), far=10**6),
     Series("count n-grams, order 6", "tokens", count_ngrams, (10**5, 10**6, 10**7), (10**5, 10**6), far=10**8),
+    Series("score the orders 1 to 6", "tokens", choose_order, (10**5, 10**6, 10**7), (10**5, 10**6), far=10**8),
+    Series("evaluate 4,096 tokens, --mix", "V", mixture, (1_000, 5_000, 20_000), (1_000, 5_000)),
     Series("start of an LSTM", "layers", start, (1, 4, 16), (2, 8), exponent=0.5),
     Series("gradient", "steps T", partial(gradient, grows="steps"), (64, 256, 1_024), (64, 512)),
     Series("gradient", "batch B", partial(gradient, grows="batch"), (64, 256, 1_024), (64, 512)),
@@ -187,8 +317,16 @@ SERIES = [
         partial(gradient, grows="window", truncation=WindowTruncation), (4, 8, 16), (4, 16),
     ),
     Series("evaluate", "tokens", read_text, (10**4, 10**5, 10**6), (10**4, 10**5), far=10**9),
+    Series("score a long line", "tokens", score_lines, (10**4, 10**5, 10**6), (10**4, 10**5), far=10**7),
+    Series("score --html", "tokens", show_tokens, (10**4, 10**5, 10**6), (10**4, 10**5), far=10**7),
     Series("generate", "tokens", write_text, (10**4, 10**5, 10**6), (10**4, 10**5), far=10**8),
     Series("compress", "characters", archive, (10**4, 10**5, 10**6), (10**4, 10**5), far=10**9),
+    Series("inspect, randomized truncation", "window", inspect_randomized, (32, 64, 128), (32, 128), exponent=2),
+    Series("resume a log", "lines", resume_log, (10**3, 10**4, 10**5), (10**3, 10**5), exponent=0, far=10**7),
+    Series("list a sweep", "members", list_members, (100, 400, 1_600), (50, 200), far=10**4),
+    Series("write a sweep's results", "members", write_results, (64, 256, 1_024), (64, 512), far=10**4),
+    Series("files and threads of a group", "members", open_files, (4, 16, 64), (4, 16), exponent=0, unit="", far=10**4),
+    Series("train a sweep of 20 steps", "members", train_sweep, (8, 32, 128), (4, 8), far=10**4, repeat=1),
 ]  # fmt: skip
 
 
