@@ -68,12 +68,18 @@ def new_state(program: Program, numbers: Numbers, start: Mapping[str, np.ndarray
     It is not one compiled function: runs of one model, and equal layers, share the compilations of its parts.
     """
     numbers = jax.device_put(numbers)
-    model = new_model(program, numbers)
-    params = nnx.state(model, nnx.Param)
+    graphdef, params = nnx.split(new_model(program, numbers), nnx.Param)
     if start is not None:
         params = with_first_tokens(params, start, program)
-    opt_state = make_optimizer(program.optimizer or program.optimizer_name, numbers, jnp.float32(0)).init(params)
-    carry = model.initialize_carry(program.batch_size)
+    return _state_with(graphdef, program.optimizer or program.optimizer_name, program.batch_size, numbers, params)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _state_with(
+    graphdef: nnx.GraphDef, optimizer: Any, batch_size: int, numbers: Numbers, params: nnx.State
+) -> TrainState:
+    opt_state = make_optimizer(optimizer, numbers, jnp.float32(0)).init(params)
+    carry = nnx.merge(graphdef, params).initialize_carry(batch_size)
     state = TrainState(params, opt_state, carry, jnp.int32(0), Means.none(), jnp.bool_(True))
     return jax.tree.map(jnp.copy, state)  # as a step donates each array, none may be there twice
 
