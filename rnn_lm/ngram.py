@@ -204,7 +204,9 @@ class HeldOut:
         self._nodes: np.ndarray | None = None  # the same with the token after them
 
     def probs(self, model: NGramLM) -> Float[np.ndarray, "N"]:
-        """`model.probs(ids)`."""
+        """`model.probs(ids)`. Models come in ascending order."""
+        if model.order <= self._read:
+            raise ValueError(f"a model of order {model.order} comes after one of order {self._read + 1}")
         for level in model.levels[self._read : -1]:
             self._below = self._probs(level, model.smoothing)
             assert self._nodes is not None

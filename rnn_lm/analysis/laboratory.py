@@ -31,7 +31,8 @@ from rnn_lm.nn.stack import Stack
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, WindowTruncation
 
 POSITIONS = 128  # maximum number of losses to follow back
-TEXTS, FEW = 32, 8  # maximum number of texts for the Lyapunov exponents; with fewer texts, their errors are guesses
+TEXTS = 32  # maximum number of texts for the Lyapunov exponents
+MIN_TEXTS = 8  # to compare with their standard errors
 MINIBATCH = 8  # maximum number of windows for comparing full and truncated gradients
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 KEEP_PROBABILITIES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -116,7 +117,7 @@ def gradients_by_lag(subject: Subject) -> Section:
         finding += f" At later lags gradients are multiplied by {np.exp(rate):.3f} per step; "
         finding += f"exp of the largest Lyapunov exponent predicts {np.exp(exponent):.3f}."
         # The rate is as uncertain as the exponent. 4 errors of one are 2.8 of the difference.
-        if subject.num_texts >= FEW and exponent - rate > max(0.02, 4 * error):
+        if subject.num_texts >= MIN_TEXTS and exponent - rate > max(0.02, 4 * error):
             finding += " (They differ: the loss hardly depends on what the state keeps longest.)"
     return {
         "finding": finding,
@@ -177,9 +178,9 @@ def truncated_gradients(subject: Subject) -> Section:
         enough = _from_there_on([row["bias"] < 0.1 for row in totals])
         if enough is not None:
             parts.append("within 10 % of it if " + how.format(f"{totals[enough]['steps']} steps or more"))
-        else:
+        elif totals:
             parts.append(f"{100 * totals[-1]['bias']:.0f} % off if " + how.format(f"{totals[-1]['steps']} steps"))
-    known = all(np.isfinite(row["bias"]) for row in rows if row["parameter"] == "all")
+    known = subject.window > 1 and all(np.isfinite(row["bias"]) for row in rows if row["parameter"] == "all")
     finding = f"Compared with the full gradient ({subject.window} steps), the truncated one is {', and '.join(parts)}."
     return {
         "finding": finding if known else "The gradient is 0 or not finite, so there is nothing to compare.",
@@ -210,17 +211,13 @@ def _spread_in_words(totals: Sequence[Json]) -> str:
         return "The gradient or its spread is 0 or not finite, so there is nothing to compare."
     least, most = min(times), max(times)
     quiet = min((probability for probability, spread in times.items() if spread < 1), default=None)
+    one, norm = "the standard deviation of a single draw is", "the norm of the full gradient"
     if quiet is None:
-        finding = (
-            f"Even at π = {most:g}, the standard deviation of a single draw is {times[most]:.2g} times the norm of "
-        )
-        finding += "the full gradient"
+        finding = f"Even at π = {most:g}, {one} {times[most]:.2g} times {norm}"
     else:
-        finding = f"From π = {quiet:g}, the standard deviation of a single draw is smaller than the norm of the full "
-        finding += f"gradient ({times[quiet]:.2g} times it)"
-    return finding + (
-        f"; at π = {least:g}, it is {times[least]:.2g} times that norm." if least != (quiet or most) else "."
-    )
+        finding = f"From π = {quiet:g}, {one} smaller than {norm} ({times[quiet]:.2g} times it)"
+    rest = f"; at π = {least:g}, it is {times[least]:.2g} times that norm" if least != (quiet or most) else ""
+    return f"{finding}{rest}."
 
 
 def _from_there_on(fits: Sequence[Any]) -> int | None:
@@ -307,8 +304,5 @@ SECTIONS: Mapping[str, tuple[str, Callable[[Subject], Section]]] = {
 }
 WITHOUT_STATE = ("clipping",)  # for any model
 OF_A_LOG = ("clipping",)  # for a model that was trained as a run
-OF_A_STATE = (
-    "gradients_by_lag",
-    "jacobians",
-    "randomized_truncation",
-)  # need a floating-point carry and a cell with `output`
+# These need a floating-point carry and a cell with `output`.
+OF_A_STATE = ("gradients_by_lag", "jacobians", "randomized_truncation")

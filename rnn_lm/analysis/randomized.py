@@ -26,15 +26,16 @@ def randomized_spread(
                      = Σ_τ Σ_{v<τ} (π^−j − π^−(j−1)) D_v · (D_v + 2 Σ_{u<v} D_u),   j = τ − v,   D_u = Σ_{t≥τ} C_ut.
 
     D comes from one backward pass for each τ, of the losses from τ on: W²/2 steps. It is divided by the norm of the
-    full gradient and multiplied by πᵐⁱⁿ^(−j/4): its squares, and the weights of small ones, stay within float32.
+    full gradient and multiplied by gain^j, gain = π^(−1/4) of the smallest π: so its squares and their weights stay
+    within range.
     """
     graphdef, params = nnx.split(model, nnx.Param)
     norm = np.sqrt(sum(np.square(part).sum() for part in gradient(model, batch).values()))
     unit = norm if np.isfinite(norm) and norm > 0 else 1.0
-    grown = min(keep_probabilities) ** -0.25
-    products = jax.device_get(_products(graphdef, params, batch, jnp.float32(1 / unit), jnp.float32(grown)))
+    gain = min(keep_probabilities) ** -0.25
+    products = jax.device_get(_products(graphdef, params, batch, jnp.float32(1 / unit), jnp.float32(gain)))
     j = np.maximum(0.0, np.subtract.outer(np.arange(len(batch.inputs)), np.arange(len(batch.inputs))))
-    weights = [np.where(j > 0, (1 - p) * (p * grown**2) ** -j, 0.0) for p in keep_probabilities]
+    weights = [np.where(j > 0, (1 - p) * (p * gain**2) ** -j, 0.0) for p in keep_probabilities]
     variances = {name: np.tensordot(weights, np.float64(of_name)) for name, of_name in products.items()}
     # Rounding can make a variance of 0 negative.
     return {name: unit * np.sqrt(np.maximum(variance, 0)) for name, variance in variances.items()}
@@ -42,9 +43,9 @@ def randomized_spread(
 
 @partial(jax.jit, static_argnames="graphdef")
 def _products(
-    graphdef: nnx.GraphDef, params: nnx.State, batch: Minibatch, scale: Float[Array, ""], grown: Float[Array, ""]
+    graphdef: nnx.GraphDef, params: nnx.State, batch: Minibatch, scale: Float[Array, ""], gain: Float[Array, ""]
 ) -> dict[str, Float[Array, "W W"]]:
-    """D_v · (D_v + 2 Σ_{u<v} D_u) by parameter for each τ and v < τ, in units of scale² grown^2j; 0 elsewhere."""
+    """D_v · (D_v + 2 Σ_{u<v} D_u) by parameter for each τ and v < τ, times scale² gain^2j; 0 elsewhere."""
     model = nnx.merge(graphdef, params)
     carries, _ = model.hidden(batch.carry, batch.inputs, return_carries=True)
     befores = jax.tree.map(partial(shifted, reverse=False), batch.carry, carries)
@@ -62,7 +63,7 @@ def _products(
             t, before, after, tokens, own = at
             adjoint = jax.tree.map(lambda a, o: a + jnp.where(t >= tau, o, 0), adjoint, own)
             [earlier] = jax.vjp(lambda before: step(params, before, tokens), before)[1](adjoint)
-            return jax.tree.map(lambda a: jnp.where(t <= tau, grown, 1) * a, earlier), adjoint
+            return jax.tree.map(lambda a: jnp.where(t <= tau, gain, 1) * a, earlier), adjoint
 
         xs = jnp.arange(steps), befores, carries, batch.inputs, own
         _, adjoints = jax.lax.scan(back, jax.tree.map(jnp.zeros_like, batch.carry), xs, reverse=True)
@@ -73,7 +74,7 @@ def _products(
             [d] = jax.vjp(lambda params: step(params, before, tokens), params)[1](adjoint)
             found = named_leaves(jax.tree.map(lambda d, s: jnp.vdot(d, d + 2 * s), d, sums))
             products = {name: products[name].at[v].set(x) for name, x in found.items()}
-            return jax.tree.map(lambda d, s: (s + d) / grown, d, sums), products
+            return jax.tree.map(lambda d, s: (s + d) / gain, d, sums), products
 
         nothing = jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros(steps) for name in named_leaves(params)}
         return jax.lax.fori_loop(0, tau, add, nothing)[1]

@@ -71,8 +71,10 @@ def run(flags: FlagValues) -> str:
     for text, nats in zip(continuations, score(model, before, [encoded[text] for text in continuations]), strict=True):
         tokens = tokenize(text, vocabulary.kind, vocabulary.normalize)
         row = _row(text, nats, characters_after(last, tokens)) | {"comparable": joined(tokens) == text}
-        bits = (nats / math.log(2)).tolist() if is_shown else []  # a float for each token takes much memory
-        scored.append((row, [(readable(token), cost) for token, cost in zip(tokens, bits, strict=is_shown)]))
+        bits = nats / math.log(2)
+        # A pair for each token takes much memory.
+        surprise = [*zip(map(readable, tokens), bits.tolist(), strict=True)] if is_shown else []
+        scored.append((row, surprise))
     scored.sort(key=lambda item: item[0]["bits_per_char"])
     rows: list[Json] = [{"rank": rank} | row for rank, (row, _) in enumerate(scored, start=1)]
     surprises = [surprise for _, surprise in scored]

@@ -13,7 +13,7 @@ from rnn_lm.errors import UserError, unknown_name
 from rnn_lm.keys import named_key
 
 PARTITIONS = ("sequential", "random")
-FEW = 256  # windows, of which a permutation is drawn outright
+MAX_STORED = 256  # windows; up to here a permutation of them is drawn outright
 ROUNDS = 8  # of the Feistel network for more
 
 
@@ -101,15 +101,15 @@ class Batches:
 
 
 def shuffled(index: Int[Array, " B"], size: int, key: jax.Array) -> Int[Array, " B"]:
-    """A random permutation of range(size), applied to `index`. A permutation of more than `FEW` is not stored.
+    """A random permutation of range(size), applied to `index`. A permutation of more than `MAX_STORED` is not stored.
 
-    Then a Feistel network permutes the next power of four. Values outside the range are permuted again ("cycle
-    walking"), at most four times in expectation. With four rounds, neighbours stay together twice as often as by
-    chance; two rounds more divide what is left of that by the root of the power.
+    Then a Feistel network permutes the numbers below the next power of four, P. Those outside the range are permuted
+    again ("cycle walking"), at most four times in expectation. After four rounds neighbours are together twice as often
+    as by chance; each two rounds more divide that excess by √P.
 
     Reference: Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002.
     """
-    if size <= FEW:
+    if size <= MAX_STORED:
         return jax.random.permutation(key, size)[index]
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = jnp.uint32((1 << half_bits) - 1)

@@ -48,7 +48,7 @@ def tokenize(text: str, kind: str, normalize: str) -> Tokens:
 
 def counted(tokens: Tokens) -> Mapping[Any, int]:
     """The number of times that each token occurs, in order of appearance."""
-    if isinstance(tokens, list):
+    if isinstance(tokens, list) or len(tokens) <= CHUNK // 16:  # tables of all codes take longer for few tokens
         return Counter(tokens)
     counts: Counter[Any] = Counter()
     for start in range(0, len(tokens), CHUNK):
@@ -161,7 +161,7 @@ class Vocabulary:
 
     def encode_codes(self, codes: np.ndarray) -> np.ndarray:
         """The ids of code points or bytes, in an array of any shape."""
-        return self._ids_by_code[np.minimum(codes, len(self._ids_by_code) - 1)]
+        return self._ids_by_code[np.minimum(codes, np.uint32(len(self._ids_by_code) - 1))]
 
     @cached_property
     def _ids_by_code(self) -> np.ndarray:

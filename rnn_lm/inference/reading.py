@@ -16,7 +16,7 @@ from rnn_lm.nn.arrays import Carry, Tree
 from rnn_lm.nn.models import LanguageModel
 
 MAX_LOGITS = 2**22  # per call; limits the memory
-MAX_TOKENS = 2**12  # of a model, per call; more hidden states would be in fresh memory at each call
+MAX_TOKENS = 2**12  # of a model, per call on a CPU: for the states of more, each call would allocate memory anew
 MAX_UPDATES = 256  # per call; progress is shown between calls
 
 
@@ -60,7 +60,8 @@ def read(
 
 def steps_of_call(width: int, numbers: int) -> int:
     """The most steps that are computed in one call, of `width` texts; one token takes `numbers` logits."""
-    return max(1, min(MAX_TOKENS, MAX_LOGITS // numbers) // width)
+    most = MAX_LOGITS // numbers
+    return max(1, (min(MAX_TOKENS, most) if jax.default_backend() == "cpu" else most) // width)
 
 
 def read_and_learn(

@@ -69,11 +69,12 @@ def _groups(lengths: Int[np.ndarray, "N"], vocab_size: int) -> Iterator[tuple[li
             left = min(spare, MAX_PADDING) + 2 * length - math.prod(wider)
         group.append(i)
         shape, spare = wider, left
-    yield group, shape
+    if group:
+        yield group, shape
 
 
 def _shape(length: int, count: int, vocab_size: int) -> tuple[int, int]:
-    """Of a group: powers of two within a call of `read`, otherwise whole calls."""
+    """T and B of a group: B a power of two, T one too if a call of `read` takes all steps, or else some whole calls."""
     width = _power_of_two(count)
     steps = steps_of_call(width, vocab_size)
     return -(-length // steps) * steps if length > steps else min(_power_of_two(length), steps), width

@@ -1,6 +1,7 @@
 """Initial weights.
 
-Each initializer is one compiled function, so that equal gates and layers share a compilation.
+Each initializer is one compiled function of a key, a shape (a tuple) and a dtype, so that equal gates and layers share
+a compilation.
 """
 
 from functools import partial

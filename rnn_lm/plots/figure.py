@@ -75,7 +75,7 @@ def save_figure(figure: Figure, path: Path) -> None:
             axes.set(xscale="linear", yscale="linear")  # a logarithmic scale needs positive data
     label_lines(figure)
     lay_out(figure)
-    figure.set_layout_engine(None)  # or saving draws twice: to lay out, and again
+    figure.set_layout_engine("none")  # or saving draws twice: to lay out, and again
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes(path, buffer.getvalue())

@@ -11,33 +11,37 @@ from pathlib import Path
 from typing import IO
 
 from rnn_lm.errors import UserError
-from rnn_lm.files import absolute
 
-LOCK = ".lock"  # in the folder of a sweep
+LOCK = ".rnn_lm.lock"  # in the folder of a sweep
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Creates the folder and locks it against other processes. Removes it at the end if it is empty."""
     with _flocked(workdir), ExitStack() as stack:
-        if (lock := _lock_of(workdir)).exists():
-            _lock_byte(stack.enter_context(lock.open("r+b")), workdir)
+        if (lock := _lock_of(workdir)).is_file():
+            _lock_byte(stack.enter_context(_opened(lock)), workdir)
         yield
 
 
 @contextmanager
 def locked_members(workdirs: Sequence[Path]) -> Iterator[None]:
-    """Locks folders of one sweep as `locked` does, all under one descriptor. It creates the sweep's folder alone.
+    """Locks folders of one sweep as `locked` does; on Linux all under one descriptor, and without creating them.
 
-    Each folder is a byte of a file there. A process that trains a member by itself locks the folder and that byte.
+    There each folder is a byte of a file in the sweep's folder, which `locked` locks, too.
     """
-    lock = _lock_of(workdirs[0])
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("ab") as file:
-        for workdir in workdirs:
-            # A process may be training it that came before there was a lock file.
-            with _flocked(workdir) if workdir.exists() else nullcontext():
-                _lock_byte(file, workdir)
+    with ExitStack() as stack:
+        if sys.platform != "linux":  # other systems drop such locks when any descriptor of the file is closed
+            for workdir in workdirs:
+                stack.enter_context(_flocked(workdir))
+        else:
+            lock = _lock_of(workdirs[0])
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(_opened(lock))
+            for workdir in workdirs:
+                # A run by itself that started before there was a lock file holds the lock of its folder alone.
+                with _flocked(workdir) if workdir.exists() else nullcontext():
+                    _lock_byte(file, workdir)
         yield
 
 
@@ -59,19 +63,22 @@ def _flocked(workdir: Path) -> Iterator[None]:
 
 def _lock_of(workdir: Path) -> Path:
     """The lock file of the sweep that a folder may be a member of."""
-    return Path(absolute(workdir)).parent / LOCK
+    return workdir.resolve().parent / LOCK
+
+
+def _opened(lock: Path) -> IO[bytes]:
+    try:
+        return lock.open("ab")
+    except OSError as error:
+        raise UserError(f"{lock} cannot be opened: {error.strerror}; check its permissions") from error
 
 
 def _lock_byte(file: IO[bytes], workdir: Path) -> None:
-    """Locks the folder's byte until the file is closed."""
-    name = Path(absolute(workdir)).name
-    offset = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    """Locks the folder's byte until the file is closed, also against other threads that open it (Linux)."""
+    offset = int.from_bytes(hashlib.sha256(workdir.resolve().name.encode()).digest()[:7], "big")
+    lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)  # C's struct flock
     with _in_use(workdir):
-        if sys.platform == "linux":  # held by this open file, so threads exclude each other, too
-            lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)  # C's struct flock
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
-        else:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
 
 
 @contextmanager

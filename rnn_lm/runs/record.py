@@ -57,7 +57,7 @@ class _Events:
     def __init__(self, workdir: Path, purge_step: int):
         from tensorboardX.proto.event_pb2 import SessionLog
 
-        self._path = workdir / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}"
+        self._path = workdir / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._append(file_version="brain.Event:2")
         self._append(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -90,7 +90,7 @@ def read_metrics(workdir: Path, split: str = "") -> list[Json]:
 
 def metric_lines(workdir: Path, split: str = "") -> Iterator[Json]:
     """The same one after the other: all lines of a long run would take much memory."""
-    path, mark = workdir / METRICS, f'"split": "{split}"'.encode() if split else b""
+    path, mark = workdir / METRICS, f'"split": "{split}"'.encode() if split else b""  # as `dumps` writes it
     if not path.exists():
         return
     with path.open("rb") as file:

@@ -14,11 +14,12 @@ from rnn_lm.errors import UserError
 from rnn_lm.fields import Value
 from rnn_lm.files import Json, alone_in, read_json, write_json, write_text
 from rnn_lm.runs.folder import another_folder, beside, check_only, ending_of, free_folder
+from rnn_lm.runs.lock import LOCK
 from rnn_lm.sweeps.members import Member, shown
 
 RESULTS, TABLE, NGRAMS, PLOTS = "results.json", "results.csv", "ngrams", "plots"
 FIGURES = ("nll", "perplexity", "bits_per_char")
-WAIT = 20  # times the last writing of all rows, before they are written again
+WAIT = 20  # before writing all rows again, times as long as the last writing took
 
 
 def check_sweep_folder(workdir: Path, members: Sequence[Member]) -> None:
@@ -32,7 +33,7 @@ def check_sweep_folder(workdir: Path, members: Sequence[Member]) -> None:
                 f"such as {others[0]}; {another_folder(workdir)}"
             )
     else:  # later there may be other files, such as logs
-        check_only(workdir, {*names, RESULTS, TABLE, NGRAMS, PLOTS}, "this sweep")
+        check_only(workdir, {*names, RESULTS, TABLE, NGRAMS, PLOTS, LOCK}, "this sweep")
 
 
 class Results:

@@ -32,7 +32,7 @@ from rnn_lm.sweeps.members import Member, check_members
 from rnn_lm.sweeps.results import NGRAMS, PLOTS, outcome_of, row_of
 from rnn_lm.sweeps.shared import counts_path
 from rnn_lm.sweeps.sweep import train_members
-from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS, held_out
+from rnn_lm.training.baselines import MAX_NGRAM_ORDER, MAX_NGRAM_TOKENS, order_chooser
 
 RESULT = "compare.json"
 NETWORKS = ("mlp", "elman", "gru", "lstm")
@@ -130,7 +130,7 @@ def score_ngrams(corpus: Corpus, split: Split, on_progress: Callable[[str], obje
     ids, size = corpus.train.ids[:MAX_NGRAM_TOKENS], len(corpus.vocabulary)
     top = min(MAX_ORDER, len(ids))
     models = NGramLM.fit_orders(ids, order=top, vocab_size=size)
-    choosing, valid, text = held_out(corpus), HeldOut(corpus.valid.ids, size), HeldOut(split.ids, size)
+    chooser, valid, text = order_chooser(corpus), HeldOut(corpus.valid.ids, size), HeldOut(split.ids, size)
     rows: list[Json] = []
     least = math.inf
     seconds = 0.0  # each order includes the orders below
@@ -139,7 +139,7 @@ def score_ngrams(corpus: Corpus, split: Split, on_progress: Callable[[str], obje
         started = time.perf_counter()
         model = next(models)
         seconds += time.perf_counter() - started
-        if order <= MAX_NGRAM_ORDER and (nll := choosing.nll(model)) < least:
+        if order <= MAX_NGRAM_ORDER and (nll := chooser.nll(model)) < least:
             kept, least = model, nll
         rows.append(
             {

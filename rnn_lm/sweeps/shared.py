@@ -14,7 +14,7 @@ from rnn_lm.training.baselines import Baselines
 
 
 def counts_path(folder: Path, corpus: Corpus) -> Path:
-    """The file of a text's n-grams. It takes a second for 100 MB of text."""
+    """The file of a text's n-grams, named by a hash, which takes a second for 100 MB of text."""
     parts = (corpus.train.ids, corpus.valid.ids, corpus.test.ids)
     digest = hashlib.sha256()
     for ids in parts:

@@ -43,8 +43,9 @@ def use_all_cores() -> None:
 
     The devices share their threads, so a run has the same bits as alone.
     """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", cores)
 
 
 def leaves_idle(config: ConfigDict) -> bool:

@@ -20,7 +20,7 @@ from rnn_lm.ngram import HeldOut, NGramLM, unigram_nll
 
 MAX_NGRAM_ORDER = 6
 MAX_NGRAM_TOKENS = 10_000_000  # of the training text; with words, counting them takes 1.6 GB
-MAX_HELD_OUT_TOKENS = 1_000_000  # of the validation text; orders that only the rest could tell apart are as good
+MAX_HELD_OUT_TOKENS = 1_000_000  # of the validation text; more would hardly change the choice
 
 
 class Baselines:
@@ -114,13 +114,13 @@ def fit_ngram(path: Path, corpus: Corpus, stopped: Callable[[], bool]) -> NGramL
     ids = corpus.train.ids[:MAX_NGRAM_TOKENS]
     models = NGramLM.fit_orders(ids, order=min(MAX_NGRAM_ORDER, len(ids)), vocab_size=size)
     wanted = takewhile(lambda _: not stopped(), models)
-    best = min(wanted, key=held_out(corpus).nll, default=None)
+    best = min(wanted, key=order_chooser(corpus).nll, default=None)
     if best is None or stopped():
         return None
     best.save(path)
     return best
 
 
-def held_out(corpus: Corpus) -> HeldOut:
+def order_chooser(corpus: Corpus) -> HeldOut:
     """The text that chooses the order of the n-grams."""
     return HeldOut(corpus.valid.ids[: MAX_HELD_OUT_TOKENS + 1], len(corpus.vocabulary))

@@ -130,3 +130,8 @@ def test_counting_and_encoding_in_chunks(kind, monkeypatch):
     ids = {token: i for i, token in enumerate(vocabulary.tokens)}
     assert vocabulary.encode(text).tolist() == [ids.get(token, 0) for token in tokens]
     assert vocabulary.encode("").shape == (0,)
+
+
+def test_a_vocabulary_of_all_bytes():
+    vocabulary = Vocabulary(range(256), kind="byte", normalize="none")
+    assert vocabulary.encode_tokens(bytes(range(256))).tolist() == [*range(1, 257)]

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from rnn_lm.errors import UserError
 from rnn_lm.files import write_json
 from rnn_lm.runs.folder import DIVERGED
+from rnn_lm.runs.lock import LOCK
 from rnn_lm.sweeps import results as module
 from rnn_lm.sweeps.members import Member
-from rnn_lm.sweeps.results import Results, outcome_of, row_of
+from rnn_lm.sweeps.results import Results, check_sweep_folder, outcome_of, row_of
 from tests.conftest import small_config
 
 COUNT = 100
@@ -90,3 +92,13 @@ def test_the_status_of_a_member_is_that_of_its_files(tmp_path, members, run_fold
         assert f"is not finite at step {step}" in outcome_of(row) and step in (3, summary["best_step"])
     Results(tmp_path, members[:1], []).write()
     assert statuses(tmp_path) == [status]
+
+
+def test_the_folder_of_a_sweep_that_was_killed_before_its_first_results(tmp_path, members):
+    (tmp_path / "ngrams").mkdir()
+    (tmp_path / "seed=3").mkdir()
+    (tmp_path / LOCK).touch()
+    check_sweep_folder(tmp_path, members)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="is not empty and not this sweep"):
+        check_sweep_folder(tmp_path, members)
