@@ -357,9 +357,8 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def shown(cost: float, unit: str) -> str:
-    if unit == "bytes":
-        return f"{cost / 1e6:.3g} MB"
-    return (f"{cost:.3g} {unit}" if cost < 1e3 else f"{cost:,.0f} {unit}").strip()
+    number, unit = (cost / 1e6, "MB") if unit == "bytes" else (cost, unit)
+    return (f"{number:.3g} {unit}" if number < 1e3 else f"{number:,.0f} {unit}").strip()
 
 
 def main() -> None:

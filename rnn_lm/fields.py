@@ -33,7 +33,7 @@ program, number, host, data = (partial(Field, place) for place in ("program", "n
 # The names repeat tables in other modules, so that `--help` need not import jax; a test compares them.
 FIELDS = {
     "seed": number(0, "seed of all random draws"),
-    "steps": host(2000, "number of optimizer updates", low=1),
+    "steps": host(2000, "number of optimizer updates", low=1, high=2**31 - 1),
     "batch_size": program(32, "B: sequences per minibatch", low=1),
     "segment_length": program(64, "T: tokens per sequence; the gradient goes back at most this far", low=1),
     "remat": program(

@@ -87,7 +87,7 @@ def test_unknown_fields_and_wrong_types_are_refused(name, value, message):
     "name, value, message",
     [
         ("batch_size", 0, "config.batch_size is 0; it must be at least 1"),
-        ("steps", -1, "config.steps is -1; it must be at least 1"),
+        ("steps", -1, "config.steps is -1; it must be from 1 to 2147483647"),
         ("optimizer.learning_rate", float("nan"), "config.optimizer.learning_rate is nan"),
         ("optimizer.learning_rate", float("inf"), "is inf; it must be from 0 to"),
         ("batch_size", 10**400, "it must be from 1 to 2147483647"),

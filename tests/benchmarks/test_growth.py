@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -20,6 +23,13 @@ def test_what_is_quadratic_is_seen_as_such():
     assert row["exponent"] == pytest.approx(2, abs=0.05)  # more than 1.3, what the test above allows
     assert row["far_cost"] == pytest.approx(1e8, rel=0.3)  # by the exponent that was seen
     assert "| all pairs | numbers | 10 / 100 / 1,000 | 110 / 10,100 / 1,001,000 |" in report([row])
+
+
+def test_the_document_has_the_results():
+    root = Path(__file__).parents[2]
+    results = json.loads((root / "benchmarks/results/growth.json").read_text())["series"]
+    assert report(results) in (root / "docs/scaling.md").read_text()
+    assert [(row["name"], row["of"], row["unit"]) for row in results] == [(s.name, s.of, s.unit) for s in SERIES]
 
 
 def test_bytes_are_those_that_numpy_allocates():
