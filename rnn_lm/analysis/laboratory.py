@@ -108,11 +108,12 @@ def gradients_by_lag(subject: Subject) -> Section:
     median = np.median(norms["h"], axis=1)
     if not median[0] > 0:  # nan too
         finding = "The gradient is 0 or not finite at the step of the loss, so there is nothing to measure."
+    elif memory:
+        finding = f"The median gradient falls below 1 % of its initial norm after {memory} steps back."
+    elif np.isfinite(median).all():
+        finding = f"The median gradient stays above 1 % of its initial norm over {subject.window} steps back."
     else:
-        falls = f"falls below 1 % of its initial norm after {memory} steps back"
-        stays = f"stays above 1 % of its initial norm over {subject.window} steps back"
-        lost = f"leaves float32's range after {np.isfinite(median).argmin()} steps back"
-        finding = f"The median gradient {falls if memory else stays if np.isfinite(median).all() else lost}."
+        finding = f"The median gradient leaves float32's range after {np.isfinite(median).argmin()} steps back."
     if np.isfinite(rate) and np.isfinite(exponent):
         finding += f" At later lags gradients are multiplied by {np.exp(rate):.3f} per step; "
         finding += f"exp of the largest Lyapunov exponent predicts {np.exp(exponent):.3f}."

@@ -1,7 +1,6 @@
 """The format of an archive: a header, then blocks, each with its own checksum."""
 
 import json
-import os
 import platform
 import struct
 import zlib
@@ -11,6 +10,7 @@ from io import BufferedIOBase
 
 import jax
 
+from rnn_lm.cores import usable_cores
 from rnn_lm.errors import UserError
 from rnn_lm.files import check_format
 from rnn_lm.nn import native
@@ -97,6 +97,6 @@ def machine() -> dict[str, str]:
         **{name: version(name) for name in ("jax", "jaxlib", "constriction")},
         "device": jax.devices()[0].device_kind,
         "machine code": native.version() if jax.default_backend() == "cpu" else "none",
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(usable_cores()),
         "cpu": f"{platform.machine()} {zlib.crc32(features.encode()):08x}",
     }

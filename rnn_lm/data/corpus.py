@@ -102,8 +102,8 @@ def load_corpus(
             "give another text with --config.corpus.path"
         )
     parts = {"train": train, "valid": slice(train_end, size - num_test), "test": slice(size - num_test, size)}
-    for name, fraction in [("valid", valid_fraction), ("test", test_fraction)]:
-        if fraction > 0 and (left := len(all_tokens[parts[name]])) < 2:
+    for name, fraction, left in [("valid", valid_fraction, num_valid), ("test", test_fraction, num_test)]:
+        if fraction > 0 and left < 2:
             raise UserError(
                 f"{path or source}: {size} tokens leave {left} for the {name} split, which needs 2: "
                 f"give a longer text or a larger corpus.{name}_fraction"

@@ -1,7 +1,6 @@
 """Sweeps: many runs, grouped into jobs of one program, on all devices."""
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rnn_lm.config import tokens_per_step
+from rnn_lm.cores import usable_cores
 from rnn_lm.errors import Diverged
 from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
@@ -43,9 +43,8 @@ def use_all_cores() -> None:
 
     The devices share their threads, so a run has the same bits as alone.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", cores)
+        jax.config.update("jax_num_cpu_devices", usable_cores())
 
 
 def leaves_idle(config: ConfigDict) -> bool:
