@@ -149,6 +149,9 @@ def check_config(config: ConfigDict) -> None:
         needed = f"config.model.embed_dim = num_hiddens = {model.num_hiddens}"
         raise UserError(f"config.model.tie needs {needed}; it is {model.embed_dim}")
     _check_truncation(config)
+    if config.batch_size % config.mesh.data:
+        uneven = f"which does not divide config.batch_size = {config.batch_size}"
+        raise UserError(f"config.mesh.data is {config.mesh.data}, {uneven}: each device takes as many rows")
     if config.stop_patience and not config.eval_every:
         raise UserError("config.stop_patience counts evaluations; set config.eval_every to the steps between them")
     if config.corpus.max_vocab == 1:

@@ -31,6 +31,10 @@ class Diverged(ArithmeticError):
     """A perplexity or a gradient of training is not finite; commands exit with 3."""
 
 
+class Abandoned(Exception):
+    """Another process of the job has ended; commands exit with 1."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     """`unknown cell 'elmen'; did you mean 'elman'? known: elman, gru`."""
     known = list(known)

@@ -123,6 +123,9 @@ FIELDS = {
     "optimizer.patience": host(2, "evaluations in a row without a new best that schedule plateau tolerates"),
     "optimizer.weight_decay": number(0.0, "L2 penalty of sgd and adam, decoupled decay of adamw; 0: none"),
     "optimizer.clip_norm": number(1.0, "maximum global norm of the gradient; 0: no clipping"),
+    "mesh.data": program(
+        1, "devices that share each minibatch; they divide batch_size, and may change when a run is resumed", low=1
+    ),
     "sweep.mode": host(
         "auto",
         "train members that share a program at once (vmap) or sequentially; auto: vmap where one member would leave a "

@@ -19,6 +19,11 @@ class Members:
 
     count: int
 
+    @property
+    def axes(self) -> int:
+        """The number of axes that each array has before its own."""
+        return int(self.count > 1)
+
     def map(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Makes a function of one member's trees a function of all members'."""
         return function if self.count == 1 else jax.vmap(function)

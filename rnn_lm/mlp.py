@@ -12,7 +12,7 @@ from rnn_lm.nn.activations import ACTIVATIONS
 from rnn_lm.nn.arrays import Carry, product
 from rnn_lm.nn.initializers import glorot, zeros
 from rnn_lm.nn.models import ModelOptions, NeuralLM
-from rnn_lm.nn.stack import dropped
+from rnn_lm.nn.stack import dropped, key_of_layer
 
 
 class MLPLM(NeuralLM):
@@ -93,7 +93,7 @@ class MLPLM(NeuralLM):
             z = sum(picked, start=self.b_h[...])
         h = ACTIVATIONS[self.activation](z)
         if key is not None:
-            h = dropped(h, self.dropout, jax.random.fold_in(key, 0))
+            h = dropped(h, self.dropout, key_of_layer(key, 0))
         if return_carries:
             return jnp.stack([read[window] for window in windows], axis=-1), h
         return read[steps:].T, h

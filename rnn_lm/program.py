@@ -50,6 +50,7 @@ class Program:
     truncation_update_every: int
     optimizer_name: str
     optimizer_schedule: str
+    mesh_data: int
     vocab_size: int
     cell: type[nnx.RNNCellBase] | None  # the class that has the cell's name now; None: no cell
     optimizer: Callable[["Numbers"], Any] | None  # the registered function of its name now; None: the package's

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 
 from rnn_lm.config import check_config, complete_config, set_field
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.fields import FIELDS
+from rnn_lm.mesh import AXIS, DataMesh
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.program import Numbers, batches_of, cohort_of, program_of
 from rnn_lm.runs.load import text_and_origin
@@ -87,6 +89,7 @@ ROWS = {
     "optimizer.patience": Row(0, {"optimizer.schedule": "plateau"}),
     "optimizer.weight_decay": Row(0.1),
     "optimizer.clip_norm": Row(0.01),
+    "mesh.data": Row(2),
     "sweep.mode": Row("vmap"),
 }
 
@@ -146,7 +149,8 @@ def test_another_program(name, configs):
     for config in configs(name):
         program, given = arguments(config)
         programs.append(program)
-        texts.append(train_steps.lower(*given, program=program).as_text())
+        mesh = DataMesh(AbstractMesh((2,), (AXIS,)) if config.mesh.data == 2 else None)
+        texts.append(train_steps.trace(*given, program=program, mesh=mesh).lower(lowering_platforms=("cpu",)).as_text())
     assert programs[0] != programs[1] and texts[0] != texts[1]
 
 

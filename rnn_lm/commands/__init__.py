@@ -9,7 +9,7 @@ from absl import logging
 
 from rnn_lm.commands.flags import Help, parse
 from rnn_lm.commands.screen import Column, paragraph, program, table
-from rnn_lm.errors import Diverged, UserError, unknown_name
+from rnn_lm.errors import Abandoned, Diverged, UserError, unknown_name
 from rnn_lm.interrupts import Stopped
 from rnn_lm.plugins import import_module_or_file
 from rnn_lm.visible import visible
@@ -31,15 +31,28 @@ DEBUG = "RNN_LM_DEBUG"  # in the environment: 1 shows the traceback of an error
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one command. Returns the exit code: 0 done, 2 user error, 3 diverged, 128 + n stopped by signal n."""
+    """Runs one command. Returns the exit code.
+
+    0 done, 1 another process of a job ended, 2 user error, 3 diverged, 128 + n stopped by signal n.
+    """
     _set_up_streams()
+    code = _code_of(arguments)
+    if code and (job := sys.modules.get("rnn_lm.commands.job")):
+        job.leave(code)
+    return code
+
+
+def _code_of(arguments: list[str]) -> int:
     try:
-        _print(_run(arguments))
+        if text := _run(arguments):  # empty in all processes of a job but one
+            _print(text)
         return 0
     except UserError as error:
         return _fail(str(error), 2)
     except Diverged as error:
         return _fail(str(error), 3)
+    except Abandoned as error:
+        return _fail(str(error), 1)
     except Stopped as stopped:
         print(visible(str(stopped)), file=sys.stderr)
         return 128 + stopped.signum

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags, workdir_of
+from rnn_lm.commands.job import define_job_flags, job
 from rnn_lm.commands.screen import NOT_COMPARABLE, Column, command, number, paragraph, table
 from rnn_lm.files import Json
 from rnn_lm.plugins import IMPORTED
@@ -20,15 +21,19 @@ def define_flags(flags: FlagValues) -> None:
     define_config_flags(flags, "the run's folder (default runs/NAME for --config=NAME.py)")
     about = "before training, trace a few extra steps, print the time of each part, and write the trace to this folder"
     define(flags, "profile", "", about)
+    define_job_flags(flags)
 
 
 def run(flags: FlagValues) -> str:
     config = config_of(flags)
     workdir = workdir_of(flags, Path("runs") / Path(flags.config).stem)
 
-    from rnn_lm.training.train import train
+    with job(flags):
+        from rnn_lm.processes import is_first
+        from rnn_lm.training.train import train
 
-    return describe(train(config, workdir, profile=flags.profile), workdir)
+        summary = train(config, workdir, profile=flags.profile)
+        return describe(summary, workdir) if is_first() else ""
 
 
 def describe(summary: Json, workdir: Path) -> str:

@@ -82,20 +82,26 @@ class Batches:
     def steps_per_epoch(self) -> int:
         return self.num_windows // self.batch_size
 
-    def __call__(self, step: int | Int[Array, ""]) -> tuple[Int[Array, "T B"], Int[Array, "T B"], Bool[Array, ""]]:
-        """Minibatch `step`: inputs, labels (the inputs shifted by one), and whether the state is reset before it."""
+    def __call__(
+        self, step: int | Int[Array, ""], rows: Int[Array, " b"] | None = None
+    ) -> tuple[Int[Array, "T b"], Int[Array, "T b"], Bool[Array, ""]]:
+        """Minibatch `step`: inputs, labels (the inputs shifted by one), and whether the state is reset before it.
+
+        `rows`: the numbers of those wanted, of B; by default all.
+        """
         T, S, B = self.segment_length, self.stride, self.batch_size
         epoch, index = jnp.divmod(jnp.asarray(step, jnp.int32), self.steps_per_epoch)
         offset = jax.random.randint(named_key(self.seed, "offset", epoch), (), 0, S)
+        rows = jnp.arange(B) if rows is None else rows
         if self.partition == "sequential":
-            starts = jnp.arange(B) * self.steps_per_epoch + index
+            starts = rows * self.steps_per_epoch + index
             restart = index == 0
         else:
             key = named_key(self.seed, "shuffle", epoch)
-            starts = shuffled(index * B + jnp.arange(B), self.num_windows, key)
+            starts = shuffled(index * B + rows, self.num_windows, key)
             restart = jnp.bool_(True)
         touched = jnp.arange(1 + math.ceil(T / S))  # rows that a window may span
-        tokens = self.rows[starts[:, None] + touched].reshape(B, -1)
+        tokens = self.rows[starts[:, None] + touched].reshape(len(rows), -1)
         windows = jax.lax.dynamic_slice_in_dim(tokens, offset, T + 1, axis=1).T
         return windows[:-1], windows[1:], restart
 

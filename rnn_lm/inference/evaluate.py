@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from rnn_lm.inference.reading import MAX_LOGITS, Window, read, read_and_learn
+from rnn_lm.mesh import ONE_DEVICE, DataMesh
 from rnn_lm.nn.models import LanguageModel
 
 MAX_WINDOWS = 256  # read side by side
@@ -77,10 +78,14 @@ def evaluate_members(
     ids: np.ndarray,
     *,
     reset_every: int = 0,
+    mesh: DataMesh = ONE_DEVICE,
     on_progress: Callable[[int], object] = lambda tokens: None,
 ) -> list[Evaluation]:
-    """`evaluate` for models that share a program. Several are computed at once, which rounds differently."""
-    return _totals(models, partial(read, models), ids, reset_every, on_progress)
+    """`evaluate` for models that share a program. Several are computed at once, which rounds differently.
+
+    The devices of a mesh, which have the models, divide the windows between resets.
+    """
+    return _totals(models, partial(read, models, mesh=mesh), ids, reset_every, on_progress, mesh.size)
 
 
 def _totals(
@@ -89,11 +94,12 @@ def _totals(
     ids: np.ndarray,
     reset_every: int,
     on_progress: Callable[[int], object],
+    multiple: int = 1,
 ) -> list[Evaluation]:
     if len(ids) < 2:
         raise ValueError(f"{len(ids)} tokens: the first is context only, so at least 2 are needed")
     totals = [Evaluation(0.0, 0) for _ in models]
-    for window in _cut(ids, reset_every, len(models) * models[0].vocab_size):
+    for window in _cut(ids, reset_every, len(models) * models[0].vocab_size, multiple):
         for part, windows in reader(*window):
             tokens = int(window[-1][part].sum())
             new = [
@@ -104,15 +110,16 @@ def _totals(
     return totals
 
 
-def _cut(ids: np.ndarray, reset_every: int, numbers: int) -> Iterator[list[np.ndarray]]:
+def _cut(ids: np.ndarray, reset_every: int, numbers: int, multiple: int) -> Iterator[list[np.ndarray]]:
     """Windows of `reset_every` tokens (0: all): inputs, labels and the mask of real tokens, all [T, B].
 
-    B is limited by `MAX_LOGITS`; one token takes `numbers` logits.
+    B is a multiple of `multiple`, and limited by `MAX_LOGITS`; one token takes `numbers` logits.
     """
     scored = len(ids) - 1
     length = min(reset_every or scored, scored)
     count = -(-scored // length)
     width = max(1, min(count, MAX_WINDOWS, MAX_LOGITS // numbers))
+    width = -(-width // multiple) * multiple
     filled = np.pad(ids, (0, -(-count // width) * width * length + 1 - len(ids)))
     for start in range(0, count * length, width * length):
         stop = start + width * length

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rnn_lm.inference.dynamic import STEPS, Learned
 from rnn_lm.members import ONE, Members
+from rnn_lm.mesh import ONE_DEVICE, WHOLE, DataMesh, rows_at
 from rnn_lm.nn.arrays import Carry, Tree
 from rnn_lm.nn.models import LanguageModel
 
@@ -41,21 +42,25 @@ def read(
     labels: Int[np.ndarray, "T B"],
     valid: Bool[np.ndarray, "T B"],
     carry: Carry | None = None,
+    mesh: DataMesh = ONE_DEVICE,
 ) -> Iterator[tuple[slice, list[Window]]]:
     """Reads windows side by side, a few steps at a time, with one or several models that share a program.
 
-    Yields the steps, and each model's result. All models start from `carry`, by default the initial state.
+    Yields the steps, and each model's result. All models start from `carry`, by default the initial state. The devices
+    of a mesh, which have the models, divide B.
     """
     members = Members(len(models))
     graphdefs, states = zip(*(nnx.split(model) for model in models), strict=True)
     length, width = inputs.shape
     carry = models[0].initialize_carry(width) if carry is None else carry
     weights, carries = members.stack(states), members.stack(len(models) * [carry])
+    carries = mesh.put(carries, rows_at(members.axes))
     steps = min(length, steps_of_call(width, len(models) * models[0].vocab_size))
     for part, chunk in _chunks(steps, inputs, labels, valid):
-        window = _read_window(graphdefs[0], members, weights, carries, *chunk)
+        chunk = mesh.put(chunk, rows_at(1))
+        window = _read_window(graphdefs[0], members, mesh, weights, carries, *chunk)
         carries = window.carry
-        yield part, _on_host(members, window, inputs[part])
+        yield part, _on_host(members, mesh, window, inputs[part])
 
 
 def steps_of_call(width: int, numbers: int) -> int:
@@ -79,12 +84,12 @@ def read_and_learn(
     for part, chunk in _chunks(STEPS * updates, inputs, labels, valid):
         learned, window = _learn_window(graphdef, rest, learned, carry, *chunk)
         carry = window.carry
-        yield part, _on_host(ONE, window, inputs[part])
+        yield part, _on_host(ONE, ONE_DEVICE, window, inputs[part])
 
 
-def _on_host(members: Members, window: Window, inputs: Int[np.ndarray, "t B"]) -> list[Window]:
+def _on_host(members: Members, mesh: DataMesh, window: Window, inputs: Int[np.ndarray, "t B"]) -> list[Window]:
     """Each member's result as NumPy arrays: without carry and padding, and with nats in float64, for exact sums."""
-    results = members.unstack(jax.device_get(window._replace(carry=None)))
+    results = members.unstack(mesh.get(window._replace(carry=None)))
     return [each._replace(nats=np.asarray(each.nats, np.float64)[: len(inputs)]) for each in results]
 
 
@@ -132,12 +137,20 @@ def _predict(
     return h, Window(jax.tree.map(lambda c: c[-1], carries), nats, max_abs)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _read_window(graphdef: nnx.GraphDef, members: Members, weights: nnx.State, carry: Carry, *window: Array) -> Window:
-    def one(weights: nnx.State, carry: Carry) -> Window:
-        return _predict(nnx.merge(graphdef, weights), carry, *window)[1]
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _read_window(
+    graphdef: nnx.GraphDef, members: Members, mesh: DataMesh, weights: nnx.State, carry: Carry, *window: Array
+) -> Window:
+    def of_device(weights: nnx.State, carry: Carry, *window: Array) -> Window:
+        def one(weights: nnx.State, carry: Carry) -> Window:
+            result = _predict(nnx.merge(graphdef, weights), carry, *window)[1]
+            return result._replace(max_abs=mesh.max(result.max_abs))
 
-    return members.map(one)(weights, carry)
+        return members.map(one)(mesh.own(weights), carry)
+
+    of_carry, of_nats = rows_at(members.axes), rows_at(members.axes + 1)
+    results = Window(of_carry, of_nats, WHOLE)  # type: ignore[arg-type]
+    return mesh.map(of_device, (WHOLE, of_carry, *len(window) * [rows_at(1)]), results)(weights, carry, *window)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -18,7 +18,7 @@ from rnn_lm.nn.initializers import glorot, orthogonal, zeros
 from rnn_lm.nn.output import OutputLayer, cross_entropy, masked_mean
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.registry import cell_class, check_constructor, takes
-from rnn_lm.nn.stack import Stack, dropout_rate, dropped, states_by_letter
+from rnn_lm.nn.stack import Stack, dropout_rate, dropped, key_of_layer, states_by_letter
 from rnn_lm.nn.truncation import Truncation
 
 
@@ -250,5 +250,5 @@ class RNNLM(NeuralLM):
         options: dict[str, Any] = {"truncation": truncation, "remat": remat, "return_carries": return_carries}
         carry, h = unroll(self.cell, carry, inputs, key=key, **options)
         if key is not None:
-            h = dropped(h, self.dropout, jax.random.fold_in(key, 0))  # between the layers: 1, 2, …
+            h = dropped(h, self.dropout, key_of_layer(key, 0))  # between the layers: 1, 2, …
         return carry, h

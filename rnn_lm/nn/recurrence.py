@@ -69,7 +69,7 @@ def unroll(
       reverse: from the last step (of each sequence) to the first; outputs stay where their inputs are.
       remat: store the states of every `remat`-th step and recompute the others in the backward pass: less memory for
         up to a third more time. "sqrt" is √T.
-      key: None is evaluation; a key turns the dropout of a `Stack` on.
+      key: None is evaluation; a key turns the dropout of a `Stack` on, and keys [B] draw for each sequence by itself.
       return_carries: return the state after every step, stacked [T, ...], in place of the last one.
       backward: "autodiff" leaves all differentiation to JAX, which forward mode (`jax.jvp`, `jax.jacfwd`) needs.
 

@@ -1,6 +1,7 @@
 """Stacked layers of cells, with dropout between them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeGuard
 
 import jax
@@ -57,7 +58,7 @@ class Stack(nnx.RNNCellBase):
 
     def drop(self, x: Array, layer: int, key: Array) -> Array:
         """`x`, the input of layer number `layer`, after dropout."""
-        return dropped(x, self.dropout, jax.random.fold_in(key, layer))
+        return dropped(x, self.dropout, key_of_layer(key, layer))
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Draws = None, carry_init: Initializer | None = None
@@ -105,7 +106,27 @@ def dropout_rate(rate: float) -> float:
     return rate
 
 
+def key_of_layer(key: Array, layer: int) -> Array:
+    """One key of a key, or keys [B] of keys [B]. Layers are counted from 1, between them; 0 is the model's output."""
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if _is_of_sequences(key) else jax.random.fold_in
+    return fold_in(key, layer)
+
+
+def _is_of_sequences(key: Array) -> bool:
+    return key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+
+
 def dropped(x: Float[Array, "..."], rate: float | Float[Array, ""], key: Array) -> Float[Array, "..."]:
-    """`x` with a fraction `rate` of its entries set to 0 and the others divided by 1 − rate."""
-    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    """`x` with a fraction `rate` of its entries set to 0 and the others divided by 1 − rate.
+
+    With a key for each sequence [B] of x [T, B, …], what is drawn for one does not depend on the others.
+    """
+
+    def draw(key: Array, shape: tuple[int, ...]) -> Array:
+        return jax.random.bernoulli(key, 1.0 - rate, shape)
+
+    if _is_of_sequences(key):
+        kept = jax.vmap(partial(draw, shape=x.shape[:1] + x.shape[2:]), out_axes=1)(key)
+    else:
+        kept = draw(key, x.shape)
     return jnp.where(kept, x / jnp.where(rate < 1, 1.0 - rate, 1.0).astype(x.dtype), 0.0)

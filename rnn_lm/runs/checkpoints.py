@@ -35,13 +35,21 @@ class Checkpoints:
     _one_at_a_time = threading.RLock()
 
     def __init__(self, folder: Path, *, read_only: bool = False, background: bool = True):
-        """`background`: save while the caller goes on; at most one object of a process may do so."""
+        """`background`: save while the caller goes on; at most one object of a process may do so.
+
+        All processes of a job must save together. Each reads by itself.
+        """
         self.folder = folder
         self._best: int | None = None  # at the last save
         verbosity = logging.get_verbosity()
         logging.set_verbosity(min(verbosity, logging.ERROR))  # orbax warns about read_only
+        alone = {"primary_host": jax.process_index(), "active_processes": {jax.process_index()}} if read_only else {}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self, read_only=read_only, create=not read_only, enable_async_checkpointing=background
+            preservation_policy=self,
+            read_only=read_only,
+            create=not read_only,
+            enable_async_checkpointing=background,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**alone),
         )
         with self._one_at_a_time:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)

@@ -18,7 +18,7 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
 SUMMARY, DIVERGED = "summary.json", "diverged.json"
 NGRAM, MIXTURE = "ngram.npz", "mixture.json"
 # Fields that may change when a run is resumed.
-MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "stop_patience", "sweep.mode")
+MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "stop_patience", "mesh.data", "sweep.mode")
 
 
 class Hashes(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import rnn_lm
 from rnn_lm.config import tokens_per_step
@@ -17,10 +18,13 @@ from rnn_lm.inference.evaluate import evaluate_members
 from rnn_lm.inference.generate import generate_members
 from rnn_lm.keys import named_key
 from rnn_lm.members import Members
+from rnn_lm.mesh import ONE_DEVICE, DataMesh
+from rnn_lm.nn.models import LanguageModel
+from rnn_lm.processes import first, is_first, largest
 from rnn_lm.program import Numbers, model_of
 from rnn_lm.training.progress import Display
 from rnn_lm.training.run import Run
-from rnn_lm.training.step import Means, Report, train_steps
+from rnn_lm.training.step import Means, Report, specs_of, train_steps
 
 DISPATCH_SECONDS = 0.5  # long enough to hide the cost of Python, short enough to stop and to show progress
 EVAL_STREAMS = 32  # parallel streams of an evaluation during training
@@ -46,20 +50,22 @@ class Stopwatch:
 class Trainer:
     """Trains runs that share a program, all at once. Runs that resume from a later step wait for the others."""
 
-    def __init__(self, runs: Sequence[Run], batches: Batches, *, started: float = rnn_lm.STARTED):
+    def __init__(
+        self, runs: Sequence[Run], batches: Batches, mesh: DataMesh = ONE_DEVICE, *, started: float = rnn_lm.STARTED
+    ):
         """Opens the folders of the runs. Their summaries count seconds from `started`."""
         self.runs, self.started = runs, started
         self.config, self.program = runs[0].config, runs[0].program  # runs differ only in numbers
-        self.members = Members(len(runs))
-        self._static = {"program": self.program, "members": self.members}
-        self._batches = batches
+        self.members, self.mesh = Members(len(runs)), mesh
+        self._static = {"program": self.program, "members": self.members, "mesh": mesh}
+        self._batches = mesh.put(batches)
         states = []
         with ExitStack() as opened:
             for run in runs:
                 states.append(run.open())
                 opened.callback(run.close)
             self._opened = opened.pop_all()
-        self.state = self.members.stack(states)
+        self.state = mesh.put(self.members.stack(states), specs_of(self.members))
         self.first_step = min((run.first_step for run in runs if run.going), default=self.config.steps)
         self.seconds_to_first_step: float | None = None
         self.total, self._since_log = Stopwatch(), Stopwatch()  # both without the first dispatch, which compiles
@@ -85,15 +91,15 @@ class Trainer:
                     size = self._handle(*previous, size)
                     launched = time.perf_counter()  # when the dispatch before it ended
                 previous = (start, step, report, launched)
-                stopping = stop()
+                stopping = bool(largest(stop()))
                 evaluating, saving = self._due(step, config.eval_every), self._due(step, config.save_every)
-                if evaluating or saving or stopping:
+                if evaluating or saving or stopping or jax.process_count() > 1:  # which wait for each other anyway
                     size = self._handle(*previous, size)
                     previous = None
                     better = self._evaluate(step) if evaluating else []
                     for i, run in self._at(step):
                         if saving or stopping or run in better or run.out_of_patience:
-                            run.save(step, self.members.member(self.state, i))
+                            run.save(step, self.mesh.get(self.members.member(self.state, i)))
                             run.stopped = run.out_of_patience
                     self._freeze()
                     if stopping:
@@ -109,7 +115,7 @@ class Trainer:
         return train_steps.trace(*self._arguments(0), **self._static)
 
     def _arguments(self, until: int) -> tuple[Any, ...]:
-        step, numbers = jax.device_put((np.int32(until), self._numbers()))
+        step, numbers = self.mesh.put(jax.device_put((np.int32(until), self._numbers())))
         return self.state, step, self._batches, numbers
 
     def close(self) -> None:
@@ -127,14 +133,14 @@ class Trainer:
 
     def _freeze(self) -> None:
         """Stops the members whose runs have ended."""
-        going = jnp.array([run.going for run in self.runs]).reshape(self.state.finite.shape)
+        going = np.array([run.going for run in self.runs]).reshape(self.state.finite.shape)
         self.state = replace(self.state, finite=self.state.finite & going)
 
     def _forget_means(self, step: int) -> None:
         """Resets the means of the runs that have reached `step`; runs ahead of it keep theirs."""
-        means = self.members.stack([Means.none() for _ in self.runs])
+        means = self.mesh.put(self.members.stack([Means.none() for _ in self.runs]))
         if any(ahead := [run.first_step >= step for run in self.runs]):
-            keep = jnp.array(ahead).reshape(self.state.step.shape)
+            keep = np.array(ahead).reshape(self.state.step.shape)
             means = jax.tree.map(lambda old, none: jnp.where(keep, old, none), self.state.means, means)
         self.state = replace(self.state, means=means)
 
@@ -149,7 +155,7 @@ class Trainer:
     def _handle(self, start: int, step: int, report: Report, launched: float, size: int) -> int:
         """Waits for a dispatch and logs it. Returns the number of steps for the next one."""
         report = jax.device_get(report)
-        seconds = time.perf_counter() - launched
+        seconds = largest(time.perf_counter() - launched)  # all processes take as many steps in the next dispatch
         first = self.seconds_to_first_step is None
         if first:
             self.seconds_to_first_step = time.perf_counter() - self.started
@@ -173,6 +179,14 @@ class Trainer:
         self.display.update(step, len(self.runs) * tokens / seconds_per_step, seconds_per_step)
         return max(1, min(4 * size, int(DISPATCH_SECONDS / seconds_per_step)))
 
+    def _samples(self, step: int, prompt: np.ndarray) -> list[np.ndarray]:
+        keys = [named_key(run.config.seed, "sample", step) for run in self.runs]
+        models = self._models(self.mesh.first(self.state.params))
+        return generate_members(models, prompt, SAMPLE_LENGTH, keys=keys)
+
+    def _models(self, params: nnx.State) -> list[LanguageModel]:
+        return [model_of(self.program, each) for each in self.members.unstack(params)]
+
     @property
     def eval_ids(self) -> np.ndarray:
         """The part of the validation text that evaluations read."""
@@ -183,20 +197,21 @@ class Trainer:
         """Logs the validation loss and a sample of each run. Returns the runs with a new best loss."""
         ids, prompt = self.eval_ids, self.runs[0].corpus.valid.ids[:SAMPLE_PROMPT]
         # All members, so that rounding does not depend on which of them wait or have ended.
-        models = [model_of(self.program, params) for params in self.members.unstack(self.state.params)]
-        keys = [named_key(run.config.seed, "sample", step) for run in self.runs]
-        scores = evaluate_members(models, ids, reset_every=-(-(len(ids) - 1) // EVAL_STREAMS))
-        samples = generate_members(models, prompt, SAMPLE_LENGTH, keys=keys)
+        models = self._models(self.state.params)
+        scores = evaluate_members(models, ids, reset_every=-(-(len(ids) - 1) // EVAL_STREAMS), mesh=self.mesh)
+        samples = self._samples(step, prompt) if is_first() else None
         better = []
         for i, run in self._at(step):
-            perplexity = run.log_valid(step, scores[i].nll)["perplexity"]
+            nll = first(scores[i].nll)  # sums on other kinds of CPU round differently
+            perplexity = run.log_valid(step, nll)["perplexity"]
             if run.diverged:
                 continue
             self.display.valid_perplexity = perplexity
-            text = run.corpus.vocabulary.decode([*prompt, *samples[i][0]])
-            run.log_sample(step, perplexity, text)
-            prompted = f"after {len(prompt)} tokens of the validation text (perplexity {perplexity:.2f})"
-            self.display.message(f"\n--- a sample at step {step}, {prompted}\n{text}\n")
-            if run.better(step, scores[i].nll):
+            if samples is not None:
+                text = run.corpus.vocabulary.decode([*prompt, *samples[i][0]])
+                run.log_sample(step, perplexity, text)
+                prompted = f"after {len(prompt)} tokens of the validation text (perplexity {perplexity:.2f})"
+                self.display.message(f"\n--- a sample at step {step}, {prompted}\n{text}\n")
+            if run.better(step, nll):
                 better.append(run)
         return better

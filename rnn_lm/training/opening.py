@@ -31,7 +31,8 @@ def model_lines(trainer: Trainer) -> Iterator[str]:
         layers = "1 layer" if model.num_layers == 1 else f"{model.num_layers} layers"
         shape = f"{model.cell}, {layers} of {model.num_hiddens:,} units"
     yield f"model: {shape}, {count:,} parameters"
-    yield f"device: {jax.devices()[0].device_kind}"
+    size = trainer.mesh.size
+    yield f"device: {jax.devices()[0].device_kind}" if size == 1 else f"devices: {size}, {jax.devices()[0].device_kind}"
     yield f"machine code (C++ kernels): {machine_code(trainer)}"
     yield f"folder: {run.workdir}, {f'resumed at step {run.first_step:,}' if run.first_step else 'a new run'}"
 

@@ -14,6 +14,7 @@ from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import UserError
 from rnn_lm.files import Json, write_json
 from rnn_lm.inference.evaluate import MAX_NLL, figures
+from rnn_lm.processes import is_first
 from rnn_lm.program import Numbers, program_of
 from rnn_lm.runs.checkpoints import Checkpoints, fill_tree
 from rnn_lm.runs.folder import CHECKPOINTS, DIVERGED, has_ended, write_identity
@@ -109,12 +110,14 @@ class Run:
                 f"--workdir={self.workdir} is already at step {self.first_step}; set --config.steps to at least that"
             )
         if not self.ended:
-            hashes = hashes_of(self.corpus, self.origin)
-            write_identity(self.workdir, self.config, self.corpus.vocabulary, hashes)
+            if is_first():
+                hashes = hashes_of(self.corpus, self.origin)
+                write_identity(self.workdir, self.config, self.corpus.vocabulary, hashes)
+                self._record = Record(self.workdir, self.first_step, self._on_line)
             self._checkpoints = Checkpoints(self.workdir / CHECKPOINTS, background=self._alone)
-            self._record = Record(self.workdir, self.first_step, self._on_line)
             self._is_open = True
             evaluated = [line["step"] for line in metric_lines(self.workdir, "valid")]
+            evaluated = [step for step in evaluated if step <= self.first_step]  # later lines are being cut
             self.since_best = sum(step > (self.best.step or 0) for step in evaluated)
             self.stopped = self.out_of_patience
             self.seen_step = self.first_step - (self.first_step not in evaluated)
@@ -135,13 +138,13 @@ class Run:
         line["learning_rate"] = float(report["learning_rate"])
         if tokens_per_second:
             line["tokens_per_second"] = tokens_per_second
-        self._record.write(line)
+        self._write(line)
         return line
 
     def log_valid(self, step: int, nll: float) -> Json:
         """Logs an evaluation. Returns the line."""
         line = self._line(step, "valid") | figures(nll, self.corpus.valid.tokens_per_character)
-        self._record.write(line)
+        self._write(line)
         if nll < MAX_NLL:
             self.seen_step = step
         else:
@@ -163,11 +166,16 @@ class Run:
 
     def diverge(self, step: int, what: str) -> None:
         """Records that `what` is not finite. Keeps the last checkpoint whose loss was seen to be finite."""
-        write_json(self.workdir / DIVERGED, {"step": step, "what": what})
+        if is_first():
+            write_json(self.workdir / DIVERGED, {"step": step, "what": what})
         if self.saved_step > self.seen_step and self._is_open:
             self.saved_step = self._checkpoints.delete_after(self.seen_step)
         kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step >= 0 else "no checkpoint is kept"
         self.diverged = f"{what} is not finite at step {step}; {kept}"
+
+    def _write(self, line: Json) -> None:
+        if is_first():
+            self._record.write(line)
 
     def _line(self, step: int, split: str) -> Json:
         return {"step": step, "tokens": step * tokens_per_step(self.config), "split": split}

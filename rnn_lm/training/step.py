@@ -19,6 +19,7 @@ from rnn_lm.data.batches import Batches
 from rnn_lm.inference.evaluate import MAX_NLL
 from rnn_lm.keys import named_key
 from rnn_lm.members import ONE, Members
+from rnn_lm.mesh import ONE_DEVICE, WHOLE, DataMesh, rows_at
 from rnn_lm.nn.arrays import Carry, named_leaves
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
 from rnn_lm.program import Numbers, Program, model_of, new_model
@@ -97,7 +98,12 @@ def with_first_tokens(params: nnx.State, start: Mapping[str, np.ndarray], progra
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-@partial(jax.jit, static_argnames=("program", "members"), donate_argnames="state")
+def specs_of(members: Members) -> TrainState:
+    """How the state of training is divided among devices: the rows of the carry; each has all else."""
+    return TrainState(WHOLE, WHOLE, rows_at(members.axes), WHOLE, WHOLE, WHOLE)  # type: ignore[arg-type]
+
+
+@partial(jax.jit, static_argnames=("program", "members", "mesh"), donate_argnames="state")
 def train_steps(
     state: TrainState,
     until: Int[Array, ""],
@@ -106,38 +112,48 @@ def train_steps(
     *,
     program: Program,
     members: Members = ONE,
+    mesh: DataMesh = ONE_DEVICE,
 ) -> tuple[TrainState, Report]:
     """Takes steps until number `until`, or until a perplexity or a gradient is not finite. Also reports for the log.
 
-    Several members, each with its own state and numbers, stop independently.
+    Several members, each with its own state and numbers, stop independently. Each device of the mesh computes its rows
+    of the minibatches; all of them take the same step, with the mean of their gradients.
     """
 
-    def train(state: TrainState, numbers: Numbers) -> tuple[TrainState, Report]:
-        step = partial(one_step, replace(batches, seed=numbers.seed), numbers, program)
+    def train(
+        state: TrainState, numbers: Numbers, until: Int[Array, ""], batches: Batches
+    ) -> tuple[TrainState, Report]:
+        step = partial(one_step, replace(batches, seed=numbers.seed), numbers, program, mesh)
         state = jax.lax.while_loop(lambda s: (s.step < until) & s.finite, step, state)
         last_rate = learning_rate(program.optimizer_schedule, numbers, state.step - 1)
         report = {"step": state.step, "means": state.means, "finite": state.finite, "learning_rate": last_rate}
         return state, report
 
-    return members.map(train)(state, numbers)
+    def of_device(state: TrainState, numbers: Numbers, *shared: Any) -> tuple[TrainState, Report]:
+        return members.map(lambda state, numbers: train(state, numbers, *shared))(state, numbers)
+
+    specs = specs_of(members)
+    return mesh.map(of_device, (specs, WHOLE, WHOLE, WHOLE), (specs, WHOLE))(state, numbers, until, batches)
 
 
-def one_step(batches: Batches, numbers: Numbers, program: Program, state: TrainState) -> TrainState:
+def one_step(batches: Batches, numbers: Numbers, program: Program, mesh: DataMesh, state: TrainState) -> TrainState:
     """One update: forward through a window of text, back through time, one step of the optimizer."""
+    rows = mesh.rows(batches.batch_size)
     with jax.named_scope("batch"):
-        inputs, labels, restart = batches(state.step)
+        inputs, labels, restart = batches(state.step, rows)
     # Where segments meet: the state is carried on (or reset with the epoch), the gradient stops.
-    initial = model_of(program, state.params).initialize_carry(batches.batch_size)
+    initial = model_of(program, state.params).initialize_carry(len(rows))
     carry = jax.tree.map(lambda new, h: jax.lax.stop_gradient(jnp.where(restart, new, h)), initial, state.carry)
 
     def loss(params: nnx.State) -> tuple[Float[Array, ""], Carry]:
-        model, options = model_of(program, params, numbers.dropout), options_of(program, numbers, state.step)
+        model, options = model_of(program, params, numbers.dropout), options_of(program, numbers, state.step, rows)
         if program.truncation_update_every:
             return overlapping_loss(model, carry, inputs, labels, program.truncation_update_every, **options)
         carried, h = model.hidden(carry, inputs, **options)
         return model.mean_nll(h, labels), carried
 
-    (nll, carry), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    (nll, carry), grads = jax.value_and_grad(loss, has_aux=True)(mesh.own(state.params))
+    nll, grads = mesh.mean((nll, grads))
     with jax.named_scope("optimizer"):
         grad_norm, limit = optax.tree.norm(grads), clip_limit(numbers)
         rate = learning_rate(program.optimizer_schedule, numbers, state.step)
@@ -156,11 +172,11 @@ def one_step(batches: Batches, numbers: Numbers, program: Program, state: TrainS
     return TrainState(params, opt_state, carry, state.step + 1, means, finite)
 
 
-def options_of(program: Program, numbers: Numbers, step: Int[Array, ""]) -> dict[str, Any]:
-    """The optional arguments of `hidden`. Step number s draws with `fold_in(key, s)`."""
+def options_of(program: Program, numbers: Numbers, step: Int[Array, ""], rows: Int[Array, " b"]) -> dict[str, Any]:
+    """The optional arguments of `hidden`. Row number b of step s draws with the key of (s, b), on any device."""
     options: dict[str, Any] = {}
     if program.dropout:
-        options["key"] = jax.random.fold_in(named_key(numbers.seed, "dropout"), step)
+        options["key"] = jax.vmap(partial(named_key, numbers.seed, "dropout", step))(rows)
     if program.remat:
         options["remat"] = program.remat
     if program.truncation_steps < program.segment_length:  # or no gradient inside the window is cut

@@ -1,7 +1,9 @@
 """Training: a config → the folder of a run."""
 
+import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,12 +12,15 @@ import jax
 from ml_collections import ConfigDict
 
 from rnn_lm.config import check_config
+from rnn_lm.data.batches import Batches
 from rnn_lm.errors import Diverged, UserError
 from rnn_lm.files import Json, path_of, read_json
-from rnn_lm.interrupts import Stopped, deferred_signals
+from rnn_lm.interrupts import Pending, Stopped, deferred_signals
+from rnn_lm.mesh import DataMesh
 from rnn_lm.nn import native
+from rnn_lm.processes import check_same, code_version, is_first, largest
 from rnn_lm.program import batches_of
-from rnn_lm.runs.folder import NGRAM, SUMMARY, another_folder, check_folder, is_done
+from rnn_lm.runs.folder import NGRAM, SUMMARY, another_folder, check_folder, has_ended, is_done
 from rnn_lm.runs.load import adopt, text_and_origin
 from rnn_lm.runs.lock import locked
 from rnn_lm.runs.origin import hashes_of
@@ -25,7 +30,7 @@ from rnn_lm.training.finish import finish
 from rnn_lm.training.loop import Trainer
 from rnn_lm.training.memory import check_memory
 from rnn_lm.training.opening import model_lines, text_lines
-from rnn_lm.training.progress import ProgressDisplay
+from rnn_lm.training.progress import Display, ProgressDisplay
 from rnn_lm.training.run import Run
 from rnn_lm.visible import visible
 
@@ -49,6 +54,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
         raise UserError(f"--config.init_from={config.init_from} is the --workdir; {another_folder(workdir)}")
     config = adopt(config)
     check_config(config)
+    mesh = DataMesh.of(config.mesh.data)
     prepare_machine_code()
     corpus, origin = text_and_origin(config)
     run = Run(config, workdir, corpus, origin, on_line=on_line)
@@ -56,6 +62,15 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
     check_folder(workdir, config, hashes_of(corpus, origin))
     if profile and trace.exists() and not trace.is_dir():
         raise UserError(f"--profile={profile} is not a folder")
+    check_same(
+        {
+            "config": json.dumps(config.to_dict() | {"corpus": "", "init_from": ""}),
+            "text": str(hashes_of(corpus, origin)),
+            "code": code_version(),
+            "state of --workdir": str(is_done(workdir, config)),
+        },
+        "start all of them with the same command, code and folders",
+    )
     if is_done(workdir, config):
         if profile:
             raise UserError("--profile: this run is done; give another --workdir or more --config.steps")
@@ -64,20 +79,19 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
         say(f"this run is done; {changed} continues it")
         return summary
     check_memory(run.program, run.numbers)
+    if not is_first():
+        return _train_along(run, batches, mesh)
     say(*remarks(config), *text_lines(corpus, origin))
     with locked(workdir), Baselines(workdir / NGRAM, corpus) as baselines:
         with deferred_signals() as pending:
-            with closing(Trainer([run], batches)) as trainer:
+            with closing(_trainer_of(run, batches, mesh)) as trainer:
                 say(*model_lines(trainer))
                 if profile:
                     from rnn_lm.training.profile import write_trace
 
                     write_trace(trainer, trace)
                 trainer.run(lambda: bool(pending.signum), ProgressDisplay(trainer.first_step, config.steps))
-            _check_finite(run)
-            if pending.signum:
-                message = f"stopped and saved at step {run.saved_step}; run the same command to resume"
-                raise Stopped(pending.signum, message)
+            _check_ended(run, pending)
         if not baselines.counted:
             say("counting n-grams …")
         baselines.wait()
@@ -85,6 +99,30 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
         finish(trainer, baselines)
         _check_finite(run)
     return read_json(workdir / SUMMARY)
+
+
+def _trainer_of(run: Run, batches: Batches, mesh: DataMesh) -> Trainer:
+    trainer = Trainer([run], batches, mesh)
+    check_same({"checkpoint": str(trainer.first_step)}, "--workdir must be a folder that all processes share")
+    return trainer
+
+
+def _train_along(run: Run, batches: Batches, mesh: DataMesh) -> Json:
+    """What the other processes of a job do. They end when the first one has written the summary."""
+    with deferred_signals() as pending:
+        with closing(_trainer_of(run, batches, mesh)) as trainer:
+            trainer.run(lambda: bool(pending.signum), Display())
+        _check_ended(run, pending)
+    while not has_ended(run.workdir, run.config):
+        time.sleep(0.1)
+    _check_finite(run)
+    return read_json(run.workdir / SUMMARY)
+
+
+def _check_ended(run: Run, pending: Pending) -> None:
+    _check_finite(run)
+    if signum := int(largest(pending.signum)):  # which may have come to one process only
+        raise Stopped(signum, f"stopped and saved at step {run.saved_step}; run the same command to resume")
 
 
 def _check_finite(run: Run) -> None:

@@ -59,7 +59,7 @@ def test_a_model_without_a_state_is_scored_too():
 def test_padding_is_bounded_and_shapes_are_few(lengths, vocab_size, monkeypatch):
     shapes = []
 
-    def read_window(graphdef, members, weights, carry, inputs, labels, valid):
+    def read_window(graphdef, members, mesh, weights, carry, inputs, labels, valid):
         shapes.append(inputs.shape)
         return reading.Window(carry, np.zeros(inputs.shape), {})
 

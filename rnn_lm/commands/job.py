@@ -1,0 +1,146 @@
+"""`--distributed`: this process becomes one of a job of JAX's distributed runtime, and leaves it again."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rnn_lm.commands.flags import FlagValues, define
+from rnn_lm.errors import Abandoned, UserError
+from rnn_lm.interrupts import SIGNALS
+
+SHUTDOWN_SECONDS = 7 * 24 * 3600  # for the last process, which scores the run; one that is dead is found by its silence
+# What XLA's exceptions say when another process is gone: Gloo adds up on CPUs, NCCL on GPUs.
+LOST = re.compile(r"Gloo|NCCL|coordination service", re.IGNORECASE)
+RESUME = "start all of them again, or fewer, to resume at the last checkpoint"
+# JAX may abort a process whose job is broken. Then this one is left to say so.
+WATCHER = f"""
+import sys
+if not sys.stdin.read():
+    print("error: this process, or another one of the job, was killed; {RESUME}", file=sys.stderr)
+"""
+_watcher: subprocess.Popen | None = None
+
+
+def define_job_flags(flags: FlagValues) -> None:
+    define(flags, "distributed", False, "train with the devices of several processes, each started with this flag")
+    define(flags, "coordinator", "", "HOST:PORT where process 0 listens; by default as the cluster says")
+    define(flags, "num_processes", 0, "number of processes; 0: as the cluster says")
+    define(flags, "process_id", -1, "number of this process, from 0; -1: as the cluster says")
+    define(flags, "timeout", 100, "seconds until processes that do not come, or are silent, count as dead")
+
+
+@contextmanager
+def job(flags: FlagValues) -> Iterator[None]:
+    """Inside, JAX sees the devices of all processes, if `--distributed` is given. Call it before JAX computes.
+
+    Raises:
+      UserError: there is no job, or it is not complete in time.
+      Abandoned: another process has ended.
+    """
+    if not flags.distributed:
+        for name in ("coordinator", "num_processes", "process_id"):
+            if flags[name].present:
+                raise UserError(f"--{name} needs --distributed")
+        yield
+        return
+    _check(flags)
+    _enter(flags)
+    import jax
+
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not LOST.search(str(error)):
+            raise
+        raise Abandoned(f"another process of the job has ended; {RESUME}") from error
+    jax.distributed.shutdown()
+    _tell_watcher()
+
+
+def leave(code: int) -> None:
+    """Ends a process of a job at once: Python's exit would wait for the others. Does nothing without a job."""
+    if _watcher is None:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _tell_watcher()
+    os._exit(code)
+
+
+def _tell_watcher() -> None:
+    """From here on the process ends as it should."""
+    assert _watcher is not None and _watcher.stdin is not None
+    _watcher.communicate(b"left")
+
+
+def _check(flags: FlagValues) -> None:
+    given = [name for name in ("coordinator", "num_processes", "process_id") if flags[name].present]
+    if len(given) not in (0, 3):
+        raise UserError("--coordinator, --num_processes and --process_id go together")
+    if flags.timeout < 1:
+        raise UserError(f"--timeout={flags.timeout} must be at least 1 second")
+    if not given:
+        return
+    if not re.fullmatch(r".+:\d{1,5}", flags.coordinator):
+        raise UserError(f"--coordinator={flags.coordinator} is not HOST:PORT, such as node1:1234")
+    if not 0 <= flags.process_id < flags.num_processes:
+        raise UserError(f"--process_id={flags.process_id} must be from 0 to --num_processes - 1")
+    if flags.process_id == 0:
+        with socket.socket() as listener:  # gRPC would share the port with another job
+            try:
+                listener.bind(("", int(flags.coordinator.rpartition(":")[2])))
+            except (OSError, OverflowError) as error:
+                raise UserError(f"--coordinator={flags.coordinator}: {error}; give another port") from error
+
+
+def _enter(flags: FlagValues) -> None:
+    import jax
+
+    global _watcher
+    _watcher = subprocess.Popen([sys.executable, "-c", WATCHER], stdin=subprocess.PIPE, start_new_session=True)
+    for signum in SIGNALS:
+        signal.signal(signum, lambda number, frame: leave(128 + number))
+    _keep_apart()
+
+    def give_up() -> None:
+        where = f" at {flags.coordinator}" if flags.coordinator else ""
+        print(f"error: the processes did not all meet{where} within --timeout={flags.timeout} seconds", file=sys.stderr)
+        leave(2)
+
+    timer = threading.Timer(flags.timeout, give_up)  # JAX would abort
+    timer.daemon = True
+    timer.start()
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM
+    try:
+        jax.distributed.initialize(
+            flags.coordinator or None,
+            flags.num_processes or None,
+            None if flags.process_id < 0 else flags.process_id,
+            initialization_timeout=flags.timeout + 60,
+            heartbeat_timeout_seconds=flags.timeout,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except ValueError as error:
+        advice = "give --coordinator=HOST:PORT, --num_processes and --process_id"
+        raise UserError(f"JAX finds no cluster here (SLURM, Open MPI, Kubernetes, TPU); {advice}") from error
+    finally:
+        timer.cancel()
+
+
+def _keep_apart() -> None:
+    """Drops what C++ libraries write to stdout and stderr; Python's streams go on."""
+    from rnn_lm.commands import DEBUG
+
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        getattr(sys, name).flush()
+        setattr(sys, name, open(os.dup(number), "w", encoding="utf-8", errors="replace", buffering=1))
+        os.dup2(nowhere, number)
