@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rnn_lm.plugins import register_optimizer as register_optimizer
     from rnn_lm.runs.load import load as load
     from rnn_lm.runs.save import save as save
+    from rnn_lm.sweeps.search import search as search
     from rnn_lm.sweeps.sweep import sweep as sweep
     from rnn_lm.training.train import train as train
 
@@ -66,6 +67,7 @@ _HOMES = {
     "default_config": "rnn_lm.config",
     "train": "rnn_lm.training.train",
     "sweep": "rnn_lm.sweeps.sweep",
+    "search": "rnn_lm.sweeps.search",
     "load": "rnn_lm.runs.load",
     "save": "rnn_lm.runs.save",
 }

@@ -3,7 +3,8 @@
 import math
 import runpy
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,25 @@ def load_config(path: str) -> ConfigDict:
     return complete_config(ConfigDict(given).to_dict())
 
 
+def load_search(path: str) -> Callable[[Any], Any] | None:
+    """A file's `search`, with the line of the file in its errors; None if the file has a `sweep` instead.
+
+    Raises:
+      UserError: the file has both.
+    """
+    names = _names(path)
+    if not callable(suggest := names.get("search")):
+        return None
+    if "sweep" in names:
+        raise UserError(f"--config={path} has both sweep() and search(trial); remove one of them")
+
+    def search(trial: Any) -> Any:
+        with _placing_errors(path):
+            return suggest(trial)
+
+    return search
+
+
 def load_sweep(path: str) -> list[dict[str, Any]]:
     """The members that a file's `sweep()` returns: a list of overrides."""
     given = _call(path, "sweep")
@@ -60,12 +80,26 @@ def _is_override(value: Any) -> bool:
 
 def _call(path: str, function: str) -> Any:
     """Calls a function of a config file; returns None if the file has none of that name."""
-    path = str(_file_of(path))
-    if not Path(path).is_file():
-        raise UserError(f"--config={path}: no such file; {EXAMPLE}")
-    try:
-        names = runpy.run_path(path)
+    names = _names(path)
+    with _placing_errors(path):
         return names[function]() if function in names else None
+
+
+def _names(path: str) -> dict[str, Any]:
+    """Runs a config file. Returns what it defines."""
+    file = str(_file_of(path))
+    if not Path(file).is_file():
+        raise UserError(f"--config={file}: no such file; {EXAMPLE}")
+    with _placing_errors(path):
+        return runpy.run_path(file)
+
+
+@contextmanager
+def _placing_errors(path: str) -> Iterator[None]:
+    """Turns errors of a config file into one that has the line."""
+    path = str(_file_of(path))
+    try:
+        yield
     except (Exception, SystemExit) as error:
         raise UserError(f"{place_of(error, path) or f'--config={path}'}: {_reason(error, path)}") from error
 

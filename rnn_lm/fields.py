@@ -132,10 +132,28 @@ FIELDS = {
         "GPU or TPU idle",
         names=("auto", "vmap", "sequential"),
     ),
+    "sweep.trials": host(32, "trials of a search in all, over all workers and calls", low=1),
+    "sweep.sampler": host(
+        "tpe",
+        "how a search draws. tpe: near good trials, by a tree-structured Parzen estimator; random: independently; "
+        "grid: every combination once, in random order",
+        names=("tpe", "random", "grid"),
+    ),
+    "sweep.pruner": host(
+        "median",
+        "which trials of a search stop early. median: those whose best validation loss so far is above the median of "
+        "others at the same step, once five have finished; none: no trials",
+        names=("median", "none"),
+    ),
 }
 # The fields of `model` that say what is computed from which arrays.
 SHAPE = ("kind", "cell", "context", "num_hiddens", "num_layers", "embed_dim", "activation", "tie", "layer_norm",
          "reset_after")  # fmt: skip
+
+
+def of_sweep(field: str) -> bool:
+    """Whether a field says how many runs are trained, and by how many devices each, not what one of them is."""
+    return field.startswith(("mesh.", "sweep."))
 
 
 def short_name(field: str) -> str:

@@ -24,6 +24,7 @@ from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS
 from rnn_lm.nn.activations import ACTIVATIONS
 from rnn_lm.nn.registry import CELLS
+from rnn_lm.sweeps.study import PRUNERS, SAMPLERS
 from rnn_lm.sweeps.sweep import MODES
 from rnn_lm.training.optimizers import OPTIMIZERS, SCHEDULES
 from rnn_lm.training.step import TRUNCATIONS
@@ -46,6 +47,8 @@ def test_the_names_in_the_table_are_those_that_the_code_looks_up():
         "optimizer.schedule": SCHEDULES,
         "truncation.kind": TRUNCATIONS,
         "sweep.mode": MODES,
+        "sweep.sampler": SAMPLERS,
+        "sweep.pruner": PRUNERS,
     }
     assert {name: list(field.names) for name, field in FIELDS.items() if field.names} == {
         name: list(table) for name, table in tables.items()

@@ -91,6 +91,9 @@ ROWS = {
     "optimizer.clip_norm": Row(0.01),
     "mesh.data": Row(2),
     "sweep.mode": Row("vmap"),
+    "sweep.trials": Row(3, {"sweep.trials": 2}),
+    "sweep.sampler": Row("random"),
+    "sweep.pruner": Row("none"),
 }
 
 

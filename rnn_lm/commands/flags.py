@@ -85,7 +85,8 @@ def define_config_flags(flags: FlagValues, about_workdir: str) -> None:
         flags,
         "config",
         None,
-        "Python file with get_config() (and sweep(), for the verb sweep), or the name of one in the folder experiments",
+        "Python file with get_config() (and sweep() or search(trial), for the verb sweep), or the name of one in the "
+        "folder experiments",
     )
     define(flags, "workdir", None, about_workdir)
 

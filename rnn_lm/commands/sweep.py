@@ -8,8 +8,15 @@ which all other verbs take. On CPUs each core trains one member; on a GPU or TPU
 Run the same command again to resume; sweep() may then return more members. If a member diverges, the others continue.
 DIR/results.json and results.csv list the members and rank the settings over their seeds; DIR/plots/ has the plots. In
 job arrays, N processes with --shard=0/N to N-1/N fill one folder, in any order.
+
+A file with search(trial) instead of sweep() draws its members: it calls Optuna's trial.suggest_float and the like, and
+returns one member. There are --config.sweep.trials in all; experiments/sweeps/search.py is an example. The same
+command, started several times at once, on one machine or on several that share the folder, searches together. What a
+worker leaves behind, the next one takes up. Optuna keeps its study in a file in the folder, or with --storage in a
+database.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -20,26 +27,33 @@ from ml_collections import ConfigDict
 
 from rnn_lm.commands.flags import FlagValues, config_of, define, define_config_flags, workdir_of
 from rnn_lm.commands.screen import Column, command, listing, number, paragraph, program, table
-from rnn_lm.config import load_sweep, model_name, text_name
+from rnn_lm.config import load_search, load_sweep, model_name, text_name
 from rnn_lm.errors import UserError
-from rnn_lm.fields import FIELDS, short_name
+from rnn_lm.fields import FIELDS, of_sweep, short_name
 from rnn_lm.files import Json, alone_in
 from rnn_lm.plots import can_draw
 
-MAX_ROWS = 40  # of the table
+MAX_ROWS, MAX_FOUND = 40, 10  # of the table; of a search, where the best count
 MAX_FIELDS = 3  # with columns of their own
 
 
 def define_flags(flags: FlagValues) -> None:
     define_config_flags(flags, "the sweep's folder (default runs/NAME-sweep for --config=NAME.py)")
     define(flags, "shard", "0/1", "I/N: train only members I, I + N, I + 2N, ..., counted from 0")
+    about = "URL of the database with the study of a search (default: a file in the folder), such as "
+    define(flags, "storage", "", f"{about}postgresql+psycopg2://USER@HOST/DATABASE")
 
 
 def run(flags: FlagValues) -> str:
-    config, overrides = config_of(flags), load_sweep(flags.config)
+    config, suggest = config_of(flags), load_search(flags.config)
+    overrides = None if suggest else load_sweep(flags.config)
     workdir = workdir_of(flags, Path("runs") / f"{Path(flags.config).stem}-sweep")
     shard = parse_shard(flags.shard)
-    fields = [field for field in FIELDS if flags[f"config.{field}"].present and field != "sweep.mode"]
+    if suggest and flags["shard"].present:
+        raise UserError("--shard is for sweep(); to search on several machines, start the same command on each")
+    if flags.storage and not suggest:
+        raise UserError("--storage is for a config file with search(trial); the members of sweep() need none")
+    fields = [field for field in FIELDS if flags[f"config.{field}"].present and not of_sweep(field)]
     trains = [*program().split(), f"--config={flags.config}"]
     trains += [f"--import={name}" for name in flags["import"].value or ()]
     trains += [f"--config.{field}={flags[f'config.{field}'].value}" for field in fields]
@@ -48,7 +62,12 @@ def run(flags: FlagValues) -> str:
     from rnn_lm.sweeps.sweep import sweep, use_all_cores
 
     use_all_cores()
-    result = sweep(config, overrides, workdir, shard=shard, command=trains)
+    if suggest:
+        from rnn_lm.sweeps.search import search
+
+        result = search(config, suggest, workdir, storage=flags.storage, command=trains)
+    else:
+        result = sweep(config, overrides or [], workdir, shard=shard, command=trains)
     with alone_in(workdir):  # other shards draw too
         pictures = _draw(workdir / "plots", result, config)
     files = listing(workdir / RESULTS, workdir / TABLE, *pictures, f"{workdir}/MEMBER/ (one run each)")
@@ -66,6 +85,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 def describe(result: Json) -> str:
     """The ranking of the settings and remarks on it."""
     settings = result["settings"]
+    most = MAX_FOUND if "search" in result else MAX_ROWS
     split = "test" if any(row["test"] for row in result["members"]) else "valid"
     fields = list(dict.fromkeys(field for setting in settings for field in setting["overrides"]))
     columns = [Column("rank"), *(Column(short_name(field)) for field in fields), Column("seeds", drop=1)]
@@ -73,7 +93,7 @@ def describe(result: Json) -> str:
     columns += [Column(f"{split} bits/char"), Column("± s.e.", drop=3)]
     rows = [
         [str(rank), *(_cell(setting["overrides"].get(field)) for field in fields), *_figures(setting, split)]
-        for rank, setting in enumerate(settings[:MAX_ROWS], start=1)
+        for rank, setting in enumerate(settings[:most], start=1)
     ]
     if len(fields) > MAX_FIELDS:  # they share a column
         columns[1 : 1 + len(fields)] = [Column("setting", words=True)]
@@ -81,7 +101,7 @@ def describe(result: Json) -> str:
             row[1 : 1 + len(fields)] = [
                 " ".join(f"{short_name(f)}={_cell(v)}" for f, v in setting["overrides"].items())
             ]
-    more = len(settings) - MAX_ROWS
+    more = len(settings) - most
     return "\n".join(
         [
             table(columns, rows) + (f"\n  … and {more} more" if more > 0 else ""),
@@ -99,13 +119,34 @@ def _remarks(result: Json, text: str) -> Iterator[str]:
         f"{len(members)} members. Validation nats are per token, and they rank the settings. Perplexity and bits per "
         f"character are those of the {text} text. s.e. is the standard error of the mean over the seeds."
     )
-    diverged, unfinished = (
-        [row["name"] for row in members if row["status"] == status] for status in ("diverged", "unfinished")
+    diverged, pruned, unfinished = (
+        [row["name"] for row in members if row["status"] == status] for status in ("diverged", "pruned", "unfinished")
     )
     if diverged:
         yield f"{len(diverged)} diverged: {' '.join(diverged[:8])}{' …' if len(diverged) > 8 else ''}"
+    if pruned:
+        yield f"{len(pruned)} pruned: stopped early, so they have no final figures."
+    if repeats := sum("repeats" in row for row in members):
+        yield f"{repeats} repeat an earlier trial and were not trained again."
     if unfinished:
-        yield f"Members of other shards that are not finished yet: {len(unfinished)}."
+        what = "Trials of other workers" if "search" in result else "Members of other shards"
+        yield f"{what} that are not finished yet: {len(unfinished)}."
+    if "search" in result:
+        yield from _found(result["search"])
+
+
+def _found(found: Json) -> Iterator[str]:
+    """How a search went, and what the loss depends on."""
+    best, lows = math.inf, []
+    for count, row in enumerate(found["history"], start=1):
+        if row["best"] < best:
+            best = row["best"]
+            lows.append(f"{best:.4f} (after {count})")
+    if lows:
+        yield f"Lowest validation nats as trials finished: {', '.join(lows[-8:])}."
+    if shares := found["importances"]:
+        parts = ", ".join(f"{name.rpartition('.')[2]} {share:.0%}" for name, share in shares.items())
+        yield f"Importance for the loss, by PED-ANOVA over the finished trials: {parts}."
 
 
 def _next(result: Json) -> Iterator[str]:
@@ -126,8 +167,8 @@ def _next(result: Json) -> Iterator[str]:
 
 def _figures(setting: Json, split: str) -> Sequence[str]:
     valid, scored = setting["valid"], setting[split]
-    seeds = f"{setting['finished']}/{setting['members']}" + (
-        f", {setting['diverged']} diverged" if setting["diverged"] else ""
+    seeds = f"{setting['finished']}/{setting['members']}" + "".join(
+        f", {setting[status]} {status}" for status in ("diverged", "pruned") if setting.get(status)
     )
     if valid is None or scored is None:
         return [seeds, "", "", "", "", ""]
@@ -146,7 +187,7 @@ def _error(value: float | None) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _draw(folder: Path, result: Json, config: ConfigDict) -> list[Path]:
@@ -163,6 +204,13 @@ def _draw(folder: Path, result: Json, config: ConfigDict) -> list[Path]:
         path = folder / f"loss_by_{short_name(field)}.png"
         if loss_by_field(path, result, field, of=of):
             paths.append(path)
+    if "search" in result:
+        from rnn_lm.plots.search import history, importances
+
+        paths += [folder / "history.png"]
+        history(paths[-1], result, of=of)
+        if importances(folder / "importances.png", result, of=of):
+            paths += [folder / "importances.png"]
     return paths
 
 

@@ -9,16 +9,16 @@ from ml_collections import ConfigDict
 from rnn_lm.config import complete_config
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
-from rnn_lm.fields import FIELDS, get_field
+from rnn_lm.fields import FIELDS, get_field, of_sweep
 from rnn_lm.files import EXPORTED, VOCABULARY, Json, absolute, read_if_there, read_json, temporary_name, write_json
 from rnn_lm.plugins import IMPORTED
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 METRICS, SAMPLES = "metrics.jsonl", "samples.txt"
-SUMMARY, DIVERGED = "summary.json", "diverged.json"
+SUMMARY, DIVERGED, PRUNED = "summary.json", "diverged.json", "pruned.json"
 NGRAM, MIXTURE = "ngram.npz", "mixture.json"
 # Fields that may change when a run is resumed.
-MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "stop_patience", "mesh.data", "sweep.mode")
+MAY_CHANGE = ("steps", "log_every", "save_every", "eval_every", "stop_patience", *filter(of_sweep, FIELDS))
 
 
 class Hashes(NamedTuple):
@@ -66,7 +66,7 @@ def write_identity(workdir: Path, config: ConfigDict, vocabulary: Vocabulary, ha
         resolved["import"] = IMPORTED
     write_json(workdir / VOCABULARY, vocabulary.to_json())
     write_json(workdir / CONFIG, resolved)
-    for name in (SUMMARY, DIVERGED):
+    for name in (SUMMARY, DIVERGED, PRUNED):
         (workdir / name).unlink(missing_ok=True)
 
 
@@ -153,12 +153,14 @@ def is_done(workdir: Path, config: ConfigDict) -> bool:
 
 
 def ending_of(workdir: Path, config: ConfigDict) -> tuple[str, Json]:
-    """How a run has ended, and what says so: "finished" and its summary, "diverged" and where; or "unfinished".
+    """How a run has ended and what says so: "finished" and its summary, "diverged" or "pruned" and where; "unfinished".
 
     A diverged run has `diverged.json`. Older versions wrote a summary if the perplexity of a whole text was not finite.
     """
     if diverged := read_diverged(workdir):
         return "diverged", diverged
+    if pruned := read_if_there(workdir / PRUNED):
+        return "pruned", pruned
     summary = read_summary(workdir)
     if summary is None or not _has_all_steps(summary, config):
         return "unfinished", {}
@@ -169,7 +171,7 @@ def ending_of(workdir: Path, config: ConfigDict) -> tuple[str, Json]:
 
 
 def has_ended(workdir: Path, config: ConfigDict) -> bool:
-    """Whether a run is done or has diverged."""
+    """Whether a run is done, has diverged or was pruned."""
     return ending_of(workdir, config)[0] != "unfinished"
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rnn_lm.config import check_config, set_field
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import UserError
-from rnn_lm.fields import FIELDS, Value, get_field, short_name
+from rnn_lm.fields import FIELDS, Value, get_field, of_sweep, short_name
 from rnn_lm.program import cohort_of, program_of
 from rnn_lm.runs.folder import CONFIG, another_folder, check_folder, has_ended, read_config
 from rnn_lm.runs.load import adopt, text_and_origin
@@ -21,6 +21,7 @@ from rnn_lm.sweeps.shared import LastBatches
 from rnn_lm.training.memory import check_memory
 
 MAX_NAME = 150  # characters; file systems allow 255 bytes
+Texts = dict[tuple[str, str], tuple[Corpus, Origin | None]]  # those that members share, read once
 _PLACES = {field: place for place, field in enumerate(FIELDS)}
 
 
@@ -47,32 +48,42 @@ def members_of(config: ConfigDict, sweep: Iterable[Override], workdir: Path) -> 
       UserError: a member is invalid, or two have the same name.
     """
     members: dict[str, Member] = {}
-    texts: dict[tuple[str, str], tuple[Corpus, Origin | None]] = {}
+    texts: Texts = {}
     for number, given in enumerate(sweep, start=1):
-        changed = config.copy_and_resolve_references()
-        try:
-            for field, value in given.items():
-                if field == "workdir":
-                    raise UserError("workdir cannot be overridden: each member has a folder in the sweep's --workdir")
-                if field == "sweep.mode":
-                    raise UserError("sweep.mode cannot be overridden: it applies to the whole sweep")
-                set_field(changed, field, value)
-            changed = adopt(changed, given)
-            check_config(changed)
-        except UserError as error:
-            raise UserError(f"member {number} of the sweep, {given}: {error}") from error
-        overrides = {field: get_field(changed, field) for field in _in_order(given)}
-        name = name_of(overrides)
-        if name in members:
+        member = member_of(config, given, workdir, texts, what=f"member {number} of the sweep")
+        if member.name in members:
             raise UserError(
-                f"two members of the sweep have the name {name}: {members[name].overrides} and {overrides}; "
-                "remove one of them"
+                f"two members of the sweep have the name {member.name}: {members[member.name].overrides} and "
+                f"{member.overrides}; remove one of them"
             )
-        text = (changed.init_from, repr(changed.corpus.to_dict()))
-        if text not in texts:
-            texts[text] = text_and_origin(changed)
-        members[name] = Member(name, overrides, changed, workdir / name, *texts[text])
+        members[member.name] = member
     return list(members.values())
+
+
+def member_of(config: ConfigDict, given: Override, workdir: Path, texts: Texts, what: str) -> Member:
+    """A member by its overrides, which `what` names in errors. `texts` gets its text.
+
+    Raises:
+      UserError: an override is invalid.
+    """
+    changed = config.copy_and_resolve_references()
+    try:
+        for field, value in given.items():
+            if field == "workdir":
+                raise UserError("workdir cannot be overridden: each member has a folder in the sweep's --workdir")
+            if of_sweep(field):
+                raise UserError(f"{field} cannot be overridden: it applies to the whole sweep")
+            set_field(changed, field, value)
+        changed = adopt(changed, given)
+        check_config(changed)
+    except UserError as error:
+        raise UserError(f"{what}, {given}: {error}") from error
+    overrides = {field: get_field(changed, field) for field in _in_order(given)}
+    text = (changed.init_from, repr(changed.corpus.to_dict()))
+    if text not in texts:
+        texts[text] = text_and_origin(changed)
+    name = name_of(overrides)
+    return Member(name, overrides, changed, workdir / name, *texts[text])
 
 
 def name_of(overrides: dict[str, Value]) -> str:

@@ -18,6 +18,7 @@ from rnn_lm.runs.lock import LOCK
 from rnn_lm.sweeps.members import Member, shown
 
 RESULTS, TABLE, NGRAMS, PLOTS = "results.json", "results.csv", "ngrams", "plots"
+STATUSES = ("finished", "diverged", "pruned")  # of members that have ended
 FIGURES = ("nll", "perplexity", "bits_per_char")
 WAIT = 20  # before writing all rows again, times as long as the last writing took
 
@@ -62,13 +63,24 @@ class Results:
         self._workdir.mkdir(parents=True, exist_ok=True)
         with self._lock, alone_in(self._workdir):
             started = time.monotonic()
-            rows = [self._ended.get(member.name) or row_of(member) for member in self._members]
+            rows = self.rows()
             self._ended |= {row["name"]: row for row in rows if row["status"] != "unfinished"}
             result: Json = {"members": rows, "settings": settings_of(rows), "best": self._best_of(rows)}
-            write_json(self._workdir / RESULTS, result)
+            write_json(self._workdir / RESULTS, result | self.about(rows))
             write_text(self._workdir / TABLE, _csv(rows))
             now = time.monotonic()
             self._due = now + WAIT * (now - started)
+
+    def rows(self) -> list[Json]:
+        """The rows of all members."""
+        return [self._row_of(member) for member in self._members]
+
+    def about(self, rows: Sequence[Json]) -> Json:
+        """What else `results.json` has."""
+        return {}
+
+    def _row_of(self, member: Member) -> Json:
+        return self._ended.get(member.name) or row_of(member)
 
     def _best_of(self, rows: Sequence[Json]) -> Json | None:
         """The finished member with the lowest validation loss, and the command that trains it alone."""
@@ -90,11 +102,13 @@ def settings_of(rows: Sequence[Json]) -> list[Json]:
     """
     groups: dict[tuple, list[Json]] = {}
     for row in rows:
+        if "repeats" in row:  # a trial that was not trained, as another had its overrides
+            continue
         setting = tuple((field, value) for field, value in row["overrides"].items() if field != "seed")
         groups.setdefault(setting, []).append(row)
     settings: list[Json] = []
     for setting, group in groups.items():
-        counts = {status: [row["status"] for row in group].count(status) for status in ("finished", "diverged")}
+        counts = {status: [row["status"] for row in group].count(status) for status in STATUSES}
         finished = [row for row in group if row["status"] == "finished"]
         result: Json = {"overrides": dict(setting), "members": len(group), **counts}
         for split in ("valid", "test"):
@@ -143,6 +157,8 @@ def row_of(member: Member) -> Json:
     }
     if status == "diverged":
         return row | {"diverged": summary}
+    if status == "pruned":  # on less of the text than `valid`, and by another checkpoint
+        return row | {"pruned": summary}
     if status == "unfinished":
         return row
     for split in ("valid", "test"):
@@ -158,6 +174,8 @@ def outcome_of(row: Json) -> str:
     """The result of a member that has ended, in one line."""
     if row["status"] == "diverged":
         return f"{row['name']}: diverged, {row['diverged']['what']} is not finite at step {row['diverged']['step']}"
+    if row["status"] == "pruned":
+        return f"{row['name']}: pruned at step {row['pruned']['step']}"
     return f"{row['name']}: validation perplexity {row['valid']['perplexity']:.3f}"
 
 

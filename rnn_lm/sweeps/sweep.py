@@ -156,8 +156,26 @@ def train_members(
     if not going:
         return
     devices = devices or jax.local_devices()
-    jobs, failed = iter(plan(members, len(devices))), threading.Event()
-    display = _display_of(members, going)
+    jobs, display = iter(plan(members, len(devices))), _display_of(members, going)
+    train_jobs(jobs, display, counts, stop=stop, on_end=on_end, on_line=on_line, devices=devices)
+
+
+def train_jobs(
+    jobs: Iterator[list[Member]],
+    display: SweepDisplay,
+    counts: Path,
+    *,
+    stop: Callable[[], bool],
+    on_end: Callable[[Json], object],
+    on_line: Callable[[Member, Json], object],
+    devices: Sequence[jax.Device],
+    prune: Callable[[Member, int, float], bool] = lambda member, step, nll: False,
+) -> None:
+    """`train_members` of jobs, which the threads of the devices take from one iterator, each when it is free.
+
+    `prune` gets the step and the validation loss of each evaluation, and says whether to give the member up.
+    """
+    failed = threading.Event()
 
     def end(member: Member) -> None:
         row = row_of(member)
@@ -167,12 +185,15 @@ def train_members(
     with closing(display), ExitStack() as stack, ThreadPoolExecutor(len(devices)) as pool:
         baselines = SharedBaselines(counts, stack)
 
+        def stopping() -> bool:
+            return stop() or failed.is_set()
+
         def work(device: jax.Device) -> None:
             batches = LastBatches()
             try:
                 with jax.default_device(device):
-                    for job in jobs:  # the threads share the iterator
-                        _train_job(job, baselines, batches, lambda: stop() or failed.is_set(), display, end, on_line)
+                    while not stopping() and (job := next(jobs, None)):
+                        _train_job(job, baselines, batches, stopping, display, end, on_line, prune)
             except BaseException:
                 failed.set()
                 raise
@@ -204,6 +225,7 @@ def _train_job(
     display: SweepDisplay,
     on_end: Callable[[Member], None],
     on_line: Callable[[Member, Json], object],
+    prune: Callable[[Member, int, float], bool],
 ) -> None:
     """Trains members that share a program, as many at once as fit into memory."""
     if stop() or all(member.ended for member in job):
@@ -221,7 +243,15 @@ def _train_job(
         started = time.perf_counter()
         with locked_members([member.workdir for member in part]):
             runs = [
-                Run(member.config, member.workdir, corpus, member.origin, alone=False, on_line=partial(on_line, member))
+                Run(
+                    member.config,
+                    member.workdir,
+                    corpus,
+                    member.origin,
+                    alone=False,
+                    on_line=partial(on_line, member),
+                    prune=partial(prune, member),
+                )
                 for member in part
             ]
             going = sum(not run.ended for run in runs)

@@ -29,7 +29,7 @@ RESET_EVERY = 1000  # tokens between resets in the second evaluation of each spl
 
 def finish(trainer: Trainer, baselines: Baselines) -> None:
     """Scores the best checkpoint of each run on the whole validation and test text; writes its summary and plot."""
-    runs = [run for run in trainer.runs if not (run.ended or run.diverged)]
+    runs = [run for run in trainer.runs if not (run.ended or run.diverged or run.pruned)]
     if not runs:
         return
     corpus = runs[0].corpus

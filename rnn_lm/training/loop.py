@@ -98,9 +98,9 @@ class Trainer:
                     previous = None
                     better = self._evaluate(step) if evaluating else []
                     for i, run in self._at(step):
-                        if saving or stopping or run in better or run.out_of_patience:
+                        if saving or stopping or run in better or run.has_enough:
                             run.save(step, self.mesh.get(self.members.member(self.state, i)))
-                            run.stopped = run.out_of_patience
+                            run.stopped = run.has_enough
                     self._freeze()
                     if stopping:
                         return

@@ -1,5 +1,6 @@
 """A run during training: its config, record and checkpoints. The loop has its arrays."""
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from rnn_lm.inference.evaluate import MAX_NLL, figures
 from rnn_lm.processes import is_first
 from rnn_lm.program import Numbers, program_of
 from rnn_lm.runs.checkpoints import Checkpoints, fill_tree
-from rnn_lm.runs.folder import CHECKPOINTS, DIVERGED, has_ended, write_identity
+from rnn_lm.runs.folder import CHECKPOINTS, DIVERGED, PRUNED, has_ended, write_identity
 from rnn_lm.runs.origin import Origin, hashes_of
 from rnn_lm.runs.record import OnLine, Record, metric_lines
 from rnn_lm.training.step import Report, TrainState, new_state
@@ -45,7 +46,7 @@ class Best:
 
 
 class Run:
-    """A run in progress. If it has `ended`, done or diverged in an earlier process, its folder does not change."""
+    """A run in progress. If it has `ended` in an earlier process (done, diverged, pruned), its folder stays."""
 
     def __init__(
         self,
@@ -56,22 +57,25 @@ class Run:
         *,
         alone: bool = True,
         on_line: OnLine | None = None,
+        prune: Callable[[int, float], bool] = lambda step, nll: False,
     ):
         """`origin`: the weights to start from.
 
         `alone`: the only run of this process; it is trained even if its folder says that it has ended.
+        `prune` gets the step and the validation loss of each evaluation but the last, and says whether to give up.
         """
         self.config, self.workdir, self.corpus, self.origin = config, workdir, corpus, origin
         self.program, self._numbers = program_of(config, len(corpus.vocabulary))
         self.ended = not alone and has_ended(workdir, config)
-        self._alone, self._on_line = alone, on_line
+        self._alone, self._on_line, self._prune = alone, on_line, prune
         self.diverged = ""  # or the reason
         self.best = Best()
         self.first_step, self.saved_step = 0, -1  # −1: none
         self.seen_step = -1  # the last one whose parameters are known to have a finite loss
         self.since_best = 0  # evaluations
         self._is_open = False
-        self.stopped = False  # early, as it ran out of patience
+        self.pruned = False
+        self.stopped = False  # early, as it had enough
 
     @property
     def numbers(self) -> Numbers:
@@ -88,8 +92,16 @@ class Run:
         """Whether the last `stop_patience` evaluations were no better than the best one before."""
         return 0 < self.config.stop_patience <= self.since_best
 
+    @property
+    def has_enough(self) -> bool:
+        """Whether it should stop early."""
+        return self.pruned or self.out_of_patience
+
     def better(self, step: int, nll: float) -> bool:
-        """Records an evaluation. Returns whether it is the new best."""
+        """Records an evaluation, which may prune the run. Returns whether it is the new best."""
+        if step < self.config.steps and self._prune(step, nll):
+            self.pruned = True
+            write_json(self.workdir / PRUNED, {"step": step, "nll": nll})
         better = self.best.update(step, nll, self.config)
         self.since_best = 0 if better else self.since_best + 1
         return better

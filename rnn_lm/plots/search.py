@@ -1,0 +1,63 @@
+"""Plots of a search: what its trials found one after the other, and which fields matter."""
+
+from pathlib import Path
+
+from matplotlib.ticker import MaxNLocator
+
+from rnn_lm.files import Json
+from rnn_lm.plots.figure import COLOURS, REFERENCE, new_figure, save_figure
+
+
+def history(path: Path, result: Json, *, of: str) -> None:
+    """The validation loss of each trial that finished, in the order in which they did, and the lowest so far."""
+    rows = result["search"]["history"]
+    ends = [row["status"] for row in result["members"]]
+    lost = [f"{ends.count(status)} {status}" for status in ("pruned", "diverged") if status in ends]
+    figure, [axes] = new_figure(
+        f"{len(result['members'])} trials of a search: {of}",
+        what_was_found(rows),
+        "Dots: trials. Line: the lowest so far." + (f" Not shown: {' and '.join(lost)} trials." if lost else ""),
+    )
+    if rows:
+        counts = range(1, len(rows) + 1)
+        axes.plot(counts, [row["nll"] for row in rows], "o", color=COLOURS[0], markersize=4, label="a trial")
+        axes.step(counts, [row["best"] for row in rows], where="post", color=COLOURS[1], label="lowest so far")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="trials that finished", ylabel="validation loss (nats per token)")
+    save_figure(figure, path)
+
+
+def what_was_found(rows: list[Json]) -> str:
+    """When the lowest loss was found."""
+    if not rows:
+        return "No trial has finished yet."
+    best = min(rows, key=lambda row: row["nll"])
+    place = _nth(rows.index(best) + 1)
+    return f"The lowest loss, {best['nll']:.3f}, is that of trial {best['trial']}, the {place} to finish."
+
+
+def _nth(count: int) -> str:
+    ending = "th" if count % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(count % 10, "th")
+    return f"{count}{ending}"
+
+
+def importances(path: Path, result: Json, *, of: str) -> bool:
+    """The share of each field in what the loss depends on. Returns False and draws nothing if there are no shares."""
+    shares = result["search"]["importances"]
+    if not shares:
+        return False
+    names = [name.rpartition(".")[2] for name in shares]
+    figure, [axes] = new_figure(
+        f"What the loss depends on: {of}",
+        f"{names[0]} matters most for being among the best tenth of {len(result['search']['history'])} trials.",
+        "By PED-ANOVA: how much the values of the best tenth differ from those of all. The shares sum to 1.",
+    )
+    axes.barh(range(len(names)), list(shares.values()), color=COLOURS[0])
+    for place, share in enumerate(shares.values()):
+        axes.annotate(f"{share:.0%}", (share, place), (3, 0), textcoords="offset points", va="center", fontsize="small")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.axvline(0, **REFERENCE)
+    axes.set(xlabel="share", xlim=(0, max(shares.values()) * 1.12))
+    save_figure(figure, path)
+    return True
