@@ -68,7 +68,8 @@ def load_sweep(path: str) -> list[dict[str, Any]]:
     given = _call(path, "sweep")
     hint = 'add a line such as: def sweep(): return [{"seed": 0}, {"seed": 1}]'
     if not isinstance(given, list) or not all(_is_override(member) for member in given):
-        raise UserError(f"--config={path} has no sweep() that returns a list of dicts, field name → value; {hint}")
+        what = "has no sweep() that returns a list of dicts, field name → value, and no search(trial)"
+        raise UserError(f"--config={path} {what}; {hint}")
     if not given:
         raise UserError(f"--config={path}: sweep() returns no members; {hint}")
     return given

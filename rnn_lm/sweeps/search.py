@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from ml_collections import ConfigDict
 
-from rnn_lm.config import tokens_per_step
+from rnn_lm.config import check_config, tokens_per_step
 from rnn_lm.errors import Diverged, UserError
 from rnn_lm.files import Json, path_of, read_if_there, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
@@ -70,17 +70,15 @@ def search(
       Stopped: SIGTERM or SIGINT came; the runs are saved.
     """
     try:
-        from rnn_lm.sweeps.study import Study, probe, quiet
+        from rnn_lm.sweeps.study import Study, in_our_words, probe
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
         raise UserError("a search needs the package optuna: pip install 'rnn_lm[search]'") from error
     workdir = path_of(workdir)
     members = _Members(config, suggest, workdir)
-    if not members.base.corpus.valid.tokens:
-        raise UserError("a search compares losses on the validation text; set config.corpus.valid_fraction above 0")
     _check_search_folder(workdir)
-    with quiet():
+    with in_our_words():
         probe(members.draw, config)
         hashes = hashes_of(members.base.corpus, members.base.origin)
         with closing(Study(workdir, config, hashes, storage)) as study:
@@ -124,7 +122,7 @@ def _work(study: "Study", members: "_Members", workdir: Path, command: Sequence[
         if pending.signum:
             raise Stopped(pending.signum, "stopped: all trials saved; run the same command to resume")
     result = read_json(workdir / RESULTS)
-    if all(row["status"] == "diverged" for row in result["members"]):
+    if result["members"] and all(row["status"] == "diverged" for row in result["members"]):
         raise Diverged(f"all trials of the search diverged; see {workdir / RESULTS}; try smaller learning rates")
     return result
 
@@ -135,6 +133,7 @@ class _Members:
     def __init__(self, config: ConfigDict, suggest: Suggest, workdir: Path):
         self.config, self.workdir = config, workdir
         self._suggest = suggest
+        check_config(config)
         self._texts: Texts = {}
         self._members: dict[int, Member] = {}
         self._checked: set[tuple] = set()
@@ -231,13 +230,12 @@ class _SearchResults(Results):
         for number, trial in drawn.items():
             overrides = trial.overrides or {}
             own = self._of(number, overrides)
-            row: Json = {"trial": number}
             if trial.repeats is None:
-                row |= self._row_of(own)
+                rows.append(self._row_of(own) | {"trial": number})
             else:
-                row |= self._row_of(original := self._of(trial.repeats, overrides))
-                row |= {"name": own.name, "repeats": original.name}
-            rows.append(row)
+                original = self._of(trial.repeats, overrides)
+                about = {"trial": number, "name": own.name, "repeats": original.name}
+                rows.append(self._row_of(original) | about)
         return rows
 
     def about(self, rows: Sequence[Json]) -> Json:
@@ -254,11 +252,13 @@ def _check_search_folder(workdir: Path) -> None:
     """Raises UserError unless `workdir` is absent, empty, or the folder of a search."""
     from rnn_lm.sweeps.study import JOURNAL, STUDY, WORKERS
 
-    if (workdir / STUDY).exists():
-        return
-    if read_if_there(workdir / RESULTS):
-        raise UserError(f"--workdir={workdir} belongs to a sweep that is not a search; {another_folder(workdir)}")
-    check_only(workdir, {RESULTS, TABLE, NGRAMS, PLOTS, LOCK, JOURNAL, WORKERS}, "a search")
+    try:
+        if read_if_there(workdir / RESULTS):
+            raise UserError(f"--workdir={workdir} belongs to a sweep that is not a search; {another_folder(workdir)}")
+        check_only(workdir, {RESULTS, TABLE, NGRAMS, PLOTS, LOCK, JOURNAL, STUDY, WORKERS}, "a search")
+    except UserError:
+        if not (workdir / STUDY).exists():  # asked last: another worker may be filling the folder
+            raise
 
 
 def _display_of(members: _Members, study: "Study") -> SweepDisplay:

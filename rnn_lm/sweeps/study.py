@@ -8,7 +8,7 @@ import fcntl
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -289,9 +289,17 @@ class _Flock:
     def release(self) -> None:
         os.close(self._handle)
 
+    close = release
+
 
 def _journal(path: Path) -> BaseStorage:
+    """The storage in a file, to which each line is appended at once. A line that a crash cut short is removed."""
     try:
+        lock = _Flock(path)
+        lock.acquire()
+        with closing(lock), path.open("r+b") as file:
+            text = file.read()
+            file.truncate(text.rfind(b"\n") + 1)
         return JournalStorage(JournalFileBackend(str(path), lock_obj=_Flock(path)))  # type: ignore[arg-type]
     except Exception as error:
         raise UserError(f"{path} is not the journal of a study, or is damaged: {error}") from error
@@ -321,14 +329,21 @@ def _database(url: str) -> BaseStorage:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without Optuna's log of each trial, and without its warnings that a sampler is experimental."""
+def in_our_words() -> Iterator[None]:
+    """Without Optuna's log and its warnings that a sampler is experimental; a storage's failure in a line.
+
+    Raises:
+      UserError: a database does not answer any more.
+    """
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             yield
+    except optuna.exceptions.StorageInternalError as error:
+        reason = str(getattr(error.__cause__, "orig", None) or error).strip().split("\n")[0]
+        raise UserError(f"the storage of the study failed: {reason}; run the same command to go on") from error
     finally:
         optuna.logging.set_verbosity(before)
 
