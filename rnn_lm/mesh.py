@@ -1,6 +1,6 @@
 """The devices that share each minibatch: every one computes some of its rows, and gradients are averaged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ class DataMesh:
         return cls.on([device for own in of_processes for device in own])
 
     @classmethod
-    def on(cls, devices: list[jax.Device]) -> "DataMesh":
+    def on(cls, devices: Sequence[jax.Device]) -> "DataMesh":
         return cls(Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None)
 
     @property
@@ -95,6 +95,8 @@ class DataMesh:
 
     def _placed(self, x: np.ndarray, spec: PartitionSpec) -> Array:
         assert self.mesh is not None
+        if x.ndim < len(spec):
+            raise UserError("config.mesh.data: an array of the carry has no axis of rows, so it cannot be divided")
         return jax.make_array_from_callback(x.shape, NamedSharding(self.mesh, spec), lambda index: x[index])
 
     def get(self, tree: Tree) -> Tree:

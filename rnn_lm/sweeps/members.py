@@ -12,6 +12,7 @@ from rnn_lm.config import check_config, set_field
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Value, get_field, of_sweep, short_name
+from rnn_lm.mesh import DataMesh
 from rnn_lm.program import cohort_of, program_of
 from rnn_lm.runs.folder import CONFIG, another_folder, check_folder, has_ended, read_config
 from rnn_lm.runs.load import adopt, text_and_origin
@@ -120,6 +121,7 @@ def check_members(members: Iterable[Member], workdir: Path) -> None:
         if (cohort := cohort_of(config)) not in seen:
             seen.add(cohort)
             try:
+                DataMesh.of(config.mesh.data)  # which checks that there are so many devices
                 program, numbers = program_of(config, len(corpus.vocabulary))
                 batches.of(program, corpus)  # which checks that the text is long enough
                 check_memory(program, numbers.arrays())

@@ -71,7 +71,12 @@ def compare(config: ConfigDict, workdir: str | Path, on_progress: Callable[[str]
     counted.save(counts_path(workdir / NGRAMS, corpus))
     on_progress(f"training {', '.join(names)}")
     with deferred_signals() as pending:  # one network at a time, to measure its speed
-        train_members(members, workdir / NGRAMS, stop=lambda: bool(pending.signum), devices=jax.local_devices()[:1])
+        train_members(
+            members,
+            workdir / NGRAMS,
+            stop=lambda: bool(pending.signum),
+            devices=jax.local_devices()[: config.mesh.data],
+        )
         if pending.signum:
             raise Stopped(pending.signum, "stopped and saved; run the same command to resume")
     for row in map(row_of, members):

@@ -23,7 +23,7 @@ from rnn_lm.runs.record import OnLine
 from rnn_lm.sweeps.lists import Override
 from rnn_lm.sweeps.members import Member, Texts, check_members, member_of, name_of
 from rnn_lm.sweeps.results import NGRAMS, PLOTS, RESULTS, TABLE, Results, outcome_of, row_of
-from rnn_lm.sweeps.sweep import MODES, plan, train_jobs
+from rnn_lm.sweeps.sweep import MODES, plan, teams_of, train_jobs
 from rnn_lm.training.opening import text_lines
 from rnn_lm.training.progress import SweepDisplay
 from rnn_lm.training.train import remarks
@@ -104,8 +104,8 @@ def _work(study: "Study", members: "_Members", workdir: Path, command: Sequence[
         return study.prune(members.numbers[member.name], step, nll)
 
     with deferred_signals() as pending:
-        devices, display = jax.local_devices(), _display_of(members, study)
-        jobs = _Jobs(study, members, len(devices), end, display)
+        teams, display = teams_of(jax.local_devices(), members.base.config.mesh.data), _display_of(members, study)
+        jobs = _Jobs(study, members, len(teams), end, display)
         try:
             train_jobs(
                 jobs,
@@ -114,7 +114,7 @@ def _work(study: "Study", members: "_Members", workdir: Path, command: Sequence[
                 stop=lambda: bool(pending.signum),
                 on_end=end,
                 on_line=line_of,
-                devices=devices,
+                teams=teams,
                 prune=prune,
             )
         finally:
@@ -173,11 +173,11 @@ class _Jobs(Iterator[list[Member]]):
         self,
         study: "Study",
         members: _Members,
-        devices: int,
+        teams: int,
         end: Callable[[Json], None],
         display: SweepDisplay,
     ):
-        self._study, self._members, self._devices, self._end, self._display = study, members, devices, end, display
+        self._study, self._members, self._teams, self._end, self._display = study, members, teams, end, display
         self._ready: list[list[Member]] = []  # trials that were drawn together, but do not share a program
         self._lock = threading.Lock()
 
@@ -195,7 +195,7 @@ class _Jobs(Iterator[list[Member]]):
         size = 1
         if MODES[config.sweep.mode](config):
             left = config.sweep.trials - len(self._study.trials())
-            size = max(1, min(AT_ONCE, math.ceil(left / self._devices)))
+            size = max(1, min(AT_ONCE, math.ceil(left / self._teams)))
         while len(asked) < size and (trial := self._study.ask(self._members.draw)):
             member = self._members.of(trial.number, trial.overrides or {})
             if trial.repeats is not None:

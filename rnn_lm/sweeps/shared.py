@@ -9,6 +9,7 @@ import numpy as np
 
 from rnn_lm.data.batches import Batches
 from rnn_lm.data.corpus import Corpus
+from rnn_lm.mesh import ONE_DEVICE, DataMesh
 from rnn_lm.program import Program, batches_of
 from rnn_lm.training.baselines import Baselines
 
@@ -45,10 +46,11 @@ class SharedBaselines:
 class LastBatches:
     """`batches_of` that keeps its last result for the next members of the same text and layout: one copy on a device.
 
-    Members of one program come one after the other (`plan`).
+    Members of one program come one after the other (`plan`). The minibatches are on the devices of `mesh`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: DataMesh = ONE_DEVICE) -> None:
+        self.mesh = mesh
         self._key: tuple[object, ...] = ()
         self._batches: Batches | None = None
 
@@ -57,5 +59,5 @@ class LastBatches:
         key = id(corpus), *layout  # the members keep the corpus alive
         if self._batches is None or self._key != key:
             self._batches = None  # frees its memory first
-            self._batches, self._key = batches_of(program, corpus), key
+            self._batches, self._key = self.mesh.put(batches_of(program, corpus)), key
         return self._batches

@@ -17,6 +17,7 @@ from rnn_lm.cores import usable_cores
 from rnn_lm.errors import Diverged
 from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
+from rnn_lm.mesh import DataMesh
 from rnn_lm.nn.registry import cell_class
 from rnn_lm.program import cohort_of, program_of
 from rnn_lm.runs.lock import locked_members
@@ -36,6 +37,7 @@ from rnn_lm.training.train import prepare_machine_code, remarks
 # On an accelerator, members are trained at once if h w_hh of one needs at most this many operations. A large GPU does
 # as many, in float32, in the 5 µs that it takes to start a kernel.
 MAX_OPERATIONS = 250e6
+Team = Sequence[jax.Device]  # that train a job together
 
 
 def use_all_cores() -> None:
@@ -66,17 +68,35 @@ MODES: dict[str, Callable[[ConfigDict], bool]] = {
 }
 
 
-def plan(members: Sequence[Member], num_devices: int) -> list[list[Member]]:
-    """Groups members into jobs for the devices. The members of a job share a program and are trained at once."""
+def plan(members: Sequence[Member], num_teams: int) -> list[list[Member]]:
+    """Groups members into jobs for the teams. The members of a job share a program and are trained at once."""
     groups: dict[tuple, list[Member]] = {}
     for member in members:
         groups.setdefault(cohort_of(member.config), []).append(member)
     jobs: list[list[Member]] = []
     for group in groups.values():
         config = group[0].config
-        size = math.ceil(len(group) / num_devices) if MODES[config.sweep.mode](config) else 1
+        size = math.ceil(len(group) / num_teams) if MODES[config.sweep.mode](config) else 1
         jobs += _parts(group, size)
     return jobs
+
+
+def teams_of(devices: Sequence[jax.Device], size: int) -> list[Team]:
+    """Teams of `size` devices each, without those that are left over."""
+    return [devices[start : start + size] for start in range(0, len(devices) - size + 1, size)]
+
+
+def team_size(members: Sequence[Member], num_devices: int) -> int:
+    """The number of devices that divide the minibatches of a job: `mesh.data`, or more if otherwise some are idle.
+
+    The devices of a CPU share its threads, so none of them is ever idle.
+    """
+    size = members[0].config.mesh.data
+    if jax.default_backend() == "cpu":
+        return size
+    largest = num_devices // len(plan(members, num_devices))
+    rows = math.gcd(*(member.config.batch_size for member in members))
+    return max([size, *(more for more in range(size, largest + 1) if rows % more == 0)])
 
 
 def sweep(
@@ -147,7 +167,7 @@ def train_members(
     """Trains the members that have not ended, each in its folder, until all end or `stop()` is true, and saves.
 
     `counts` is the folder of n-grams that members share. `on_end` is called with the row of each member that ends,
-    `on_line` with each of its lines. Jobs run in a thread for each of `devices`, by default all of this process.
+    `on_line` with each of its lines. Jobs are trained by teams of `devices`, by default all of this process.
 
     Raises:
       UserError: a folder or a file is invalid; the other members are stopped and saved.
@@ -156,8 +176,9 @@ def train_members(
     if not going:
         return
     devices = devices or jax.local_devices()
-    jobs, display = iter(plan(members, len(devices))), _display_of(members, going)
-    train_jobs(jobs, display, counts, stop=stop, on_end=on_end, on_line=on_line, devices=devices)
+    teams = teams_of(devices, team_size(going, len(devices)))
+    jobs, display = iter(plan(members, len(teams))), _display_of(members, going)
+    train_jobs(jobs, display, counts, stop=stop, on_end=on_end, on_line=on_line, teams=teams)
 
 
 def train_jobs(
@@ -168,10 +189,10 @@ def train_jobs(
     stop: Callable[[], bool],
     on_end: Callable[[Json], object],
     on_line: Callable[[Member, Json], object],
-    devices: Sequence[jax.Device],
+    teams: Sequence[Team],
     prune: Callable[[Member, int, float], bool] = lambda member, step, nll: False,
 ) -> None:
-    """`train_members` of jobs, which the threads of the devices take from one iterator, each when it is free.
+    """`train_members` of jobs, which the threads of the teams take from one iterator, each when it is free.
 
     `prune` gets the step and the validation loss of each evaluation, and says whether to give the member up.
     """
@@ -182,23 +203,23 @@ def train_jobs(
         on_end(row)
         display.end(outcome_of(row))
 
-    with closing(display), ExitStack() as stack, ThreadPoolExecutor(len(devices)) as pool:
+    with closing(display), ExitStack() as stack, ThreadPoolExecutor(len(teams)) as pool:
         baselines = SharedBaselines(counts, stack)
 
         def stopping() -> bool:
             return stop() or failed.is_set()
 
-        def work(device: jax.Device) -> None:
-            batches = LastBatches()
+        def work(team: Team) -> None:
+            batches = LastBatches(DataMesh.on(team))
             try:
-                with jax.default_device(device):
+                with jax.default_device(team[0]):
                     while not stopping() and (job := next(jobs, None)):
                         _train_job(job, baselines, batches, stopping, display, end, on_line, prune)
             except BaseException:
                 failed.set()
                 raise
 
-        waiting = {pool.submit(work, device) for device in devices}
+        waiting = {pool.submit(work, team) for team in teams}
         while waiting:  # in short waits: Python sees a signal that comes just before a wait only after it
             done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
             for future in done:
@@ -236,7 +257,8 @@ def _train_job(
     program, numbers = program_of(config, len(corpus.vocabulary))
     batches = last_batches.of(program, corpus)
     counted = baselines.of(corpus)
-    parts = math.ceil(len(job) / members_that_fit(program, numbers.arrays(), len(job), batches))
+    mesh = last_batches.mesh
+    parts = math.ceil(len(job) / members_that_fit(program, numbers.arrays(), len(job), batches, mesh))
     for part in _parts(job, math.ceil(len(job) / parts)):
         if all(member.ended for member in part):
             continue
@@ -255,7 +277,7 @@ def _train_job(
                 for member in part
             ]
             going = sum(not run.ended for run in runs)
-            with closing(Trainer(runs, batches, started=started)) as trainer:
+            with closing(Trainer(runs, batches, mesh, started=started)) as trainer:
                 shown.start(trainer.first_step, config.steps, going * tokens_per_step(config))
                 trainer.run(stop, shown)
             if stop() or not counted.wait(stop=stop):

@@ -53,12 +53,15 @@ class Trainer:
     def __init__(
         self, runs: Sequence[Run], batches: Batches, mesh: DataMesh = ONE_DEVICE, *, started: float = rnn_lm.STARTED
     ):
-        """Opens the folders of the runs. Their summaries count seconds from `started`."""
+        """Opens the folders of the runs. The minibatches are on the devices of `mesh`.
+
+        Their summaries count seconds from `started`.
+        """
         self.runs, self.started = runs, started
         self.config, self.program = runs[0].config, runs[0].program  # runs differ only in numbers
         self.members, self.mesh = Members(len(runs)), mesh
         self._static = {"program": self.program, "members": self.members, "mesh": mesh}
-        self._batches = mesh.put(batches)
+        self._batches = batches
         states = []
         with ExitStack() as opened:
             for run in runs:

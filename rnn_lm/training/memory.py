@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from rnn_lm.data.batches import Batches
 from rnn_lm.errors import UserError
 from rnn_lm.members import Members
+from rnn_lm.mesh import ONE_DEVICE, DataMesh
 from rnn_lm.program import Numbers, Program
 from rnn_lm.training.step import new_state, train_steps
 
@@ -31,17 +32,20 @@ def physical_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def members_that_fit(program: Program, numbers: Numbers, count: int, batches: Batches) -> int:
-    """The number of members, at most `count`, that fit into the memory of the device at once.
+def members_that_fit(
+    program: Program, numbers: Numbers, count: int, batches: Batches, mesh: DataMesh = ONE_DEVICE
+) -> int:
+    """The number of members, at most `count`, that fit into the memory of the device, or of each of a mesh, at once.
 
     Compiles for all of them. If they need too much memory, compiles again for as many as should fit.
     """
     state = jax.eval_shape(partial(new_state, program), numbers)
     while count > 1:
         stacked = jax.tree.map(lambda a, n=count: jax.ShapeDtypeStruct((n, *a.shape), a.dtype), (state, numbers))
-        static = {"program": program, "members": Members(count)}  # as the Trainer passes them, to compile only once
+        # As the Trainer passes them, to compile only once.
+        static = {"program": program, "members": Members(count), "mesh": mesh}
         compiled = train_steps.lower(stacked[0], jnp.int32(0), batches, stacked[1], **static).compile()
-        needed, available = _bytes_of(compiled), available_bytes(*batches.rows.devices())
+        needed, available = _bytes_of(compiled), min(map(available_bytes, batches.rows.devices()))
         if needed <= available:
             break
         count = max(1, min(count - 1, count * available // needed))

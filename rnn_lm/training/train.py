@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
     prepare_machine_code()
     corpus, origin = text_and_origin(config)
     run = Run(config, workdir, corpus, origin, on_line=on_line)
-    batches = batches_of(run.program, corpus)
+    batches = mesh.put(batches_of(run.program, corpus))
     check_folder(workdir, config, hashes_of(corpus, origin))
     if profile and trace.exists() and not trace.is_dir():
         raise UserError(f"--profile={profile} is not a folder")
