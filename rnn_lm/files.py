@@ -17,6 +17,7 @@ from rnn_lm.errors import NewerFormat, Unreadable
 Json: TypeAlias = dict[str, Any]  # a JSON object
 VOCABULARY = "vocabulary.json"  # of a run and of an exported folder
 EXPORTED = "rnn_lm.json"  # what an exported folder has in place of a run's config.json
+ALONE = ".alone.lock"  # in a folder that several processes write
 FORMAT = 1  # written by this version; 0: files without a number, otherwise the same
 
 
@@ -37,8 +38,11 @@ def replacing(path: Path) -> Iterator[BufferedIOBase]:
 
 @contextmanager
 def alone_in(folder: Path, give_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Locks a folder against other processes and threads. Proceeds without the lock once `give_up()` is true."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Locks a folder against other processes and threads. Proceeds without the lock once `give_up()` is true.
+
+    By a file in it: on a network drive, a lock on the folder itself would hold on one machine only.
+    """
+    handle = os.open(folder / ALONE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         while not give_up():
             try:

@@ -1,5 +1,6 @@
 """Another value of a field shows where the table says: in the program, its result, what the host does, the text."""
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -17,10 +18,13 @@ from rnn_lm.fields import FIELDS
 from rnn_lm.mesh import AXIS, DataMesh
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.program import Numbers, batches_of, cohort_of, program_of
+from rnn_lm.runs.folder import Hashes
 from rnn_lm.runs.load import text_and_origin
 from rnn_lm.runs.record import read_metrics
 from rnn_lm.runs.save import save
 from rnn_lm.sweeps.members import members_of
+from rnn_lm.sweeps.storage import in_our_words
+from rnn_lm.sweeps.study import Study
 from rnn_lm.sweeps.sweep import plan
 from rnn_lm.training.loop import Trainer
 from rnn_lm.training.progress import ProgressDisplay
@@ -91,7 +95,7 @@ ROWS = {
     "optimizer.clip_norm": Row(0.01),
     "mesh.data": Row(2),
     "sweep.mode": Row("vmap"),
-    "sweep.trials": Row(3, {"sweep.trials": 2}),
+    "sweep.trials": Row(3),
     "sweep.sampler": Row("random"),
     "sweep.pruner": Row("none"),
 }
@@ -206,7 +210,18 @@ def jobs(config, workdir):
     return [len(job) for job in plan(members_of(config, [{"seed": 0}, {"seed": 1}], workdir), 1)]
 
 
+def found(config, workdir):
+    """What a study draws, and which of its trials it gives up."""
+    ended = []
+    with in_our_words(), closing(Study(workdir, config, Hashes("", ""), "")) as study:
+        while drawn := study.ask(lambda trial: {"x": trial.suggest_float("x", 0, 1)}):
+            ended.append((drawn.overrides, study.prune(drawn.number, 3, drawn.number)))
+            study.tell(drawn.number, "finished", 1.0)
+    return ended
+
+
 BEHAVIOUR = dict.fromkeys(at("host"), trained) | {"optimizer.patience": plateau, "sweep.mode": jobs}
+BEHAVIOUR |= {"sweep.trials": found, "sweep.sampler": found, "sweep.pruner": found}
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -50,7 +50,7 @@ INSIDE = {
     "runs": ["lock", "folder", "checkpoints", "origin", "record", "load", "save"],
     "training": ["tbptt", "optimizers", "step", "run", "memory", "progress", "baselines", "loop", "profile", "opening",
                  "finish", "train"],
-    "sweeps": ["lists", "shared", "members", "results", "sweep", "study", "search", "rivals"],
+    "sweeps": ["lists", "shared", "members", "results", "sweep", "storage", "study", "search", "rivals"],
 }  # fmt: skip
 CORE = {"nn", "program", "training.step", "training.loop", "training.optimizers"}
 LATER = {"commands", "sweeps", "compression", "analysis", "plots", "convert"}

@@ -10,7 +10,17 @@ from rnn_lm.config import complete_config
 from rnn_lm.data.vocabulary import Vocabulary
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, get_field, of_sweep
-from rnn_lm.files import EXPORTED, VOCABULARY, Json, absolute, read_if_there, read_json, temporary_name, write_json
+from rnn_lm.files import (
+    ALONE,
+    EXPORTED,
+    VOCABULARY,
+    Json,
+    absolute,
+    read_if_there,
+    read_json,
+    temporary_name,
+    write_json,
+)
 from rnn_lm.plugins import IMPORTED
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
@@ -45,7 +55,7 @@ def check_only(workdir: Path, names: set[str], what: str, named: Path | None = N
     hint = another_folder(named or workdir)
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; {hint}")
-    ours = names | {temporary_name(Path(name)).name for name in names}
+    ours = names | {temporary_name(Path(name)).name for name in names} | {ALONE}
     if others := {path.name for path in workdir.iterdir()} - ours:
         is_not = f" and not {what}" if what else ""
         raise UserError(f"--workdir={workdir} is not empty{is_not} (it has {min(others)}); {hint}")

@@ -70,7 +70,8 @@ def search(
       Stopped: SIGTERM or SIGINT came; the runs are saved.
     """
     try:
-        from rnn_lm.sweeps.study import Study, in_our_words, probe
+        from rnn_lm.sweeps.storage import in_our_words
+        from rnn_lm.sweeps.study import Study, probe
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise

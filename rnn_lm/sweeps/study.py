@@ -8,7 +8,7 @@ import fcntl
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -17,18 +17,16 @@ import numpy as np
 import optuna
 from ml_collections import ConfigDict
 from optuna.samplers import BaseSampler, BruteForceSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, get_field
-from rnn_lm.files import Json, alone_in, read_if_there, write_json
+from rnn_lm.files import ALONE, Json, alone_in, read_if_there, write_json
 from rnn_lm.runs.folder import MAY_CHANGE, Hashes, another_folder
+from rnn_lm.sweeps.storage import database, journal
 
 JOURNAL, STUDY, WORKERS = "study.log", "study.json", "workers"  # in the folder of a search
-DATABASES = ("postgresql", "mysql", "mariadb")
-CONNECT_SECONDS = 10
 # Fields that a run may change when it is resumed, but which a trial's value depends on.
 COMPARED = ("steps", "eval_every", "stop_patience")
 WORKER, OVERRIDES, REPEATS = "worker", "overrides", "repeats"  # attributes of trials
@@ -82,18 +80,20 @@ class Study:
         self._config, self._workers = config, workdir / WORKERS
         self._trials: dict[int, Trial] = {}  # that this worker trains
         self.worker = uuid4().hex
-        opened = _database(storage) if storage else None
+        opened = database(storage) if storage else None
         self._workers.mkdir(parents=True, exist_ok=True)
         with self._alone():
             try:
-                self._study = self._open(workdir, opened or _journal(workdir / JOURNAL), hashes, bool(storage))
+                self._study = self._open(workdir, opened, hashes)
             except UserError:
-                with suppress(OSError):  # leaves no empty folders
-                    self._workers.rmdir()
-                    workdir.rmdir()
+                if not (workdir / STUDY).exists():  # nothing is left behind
+                    with suppress(OSError):
+                        (self._workers / ALONE).unlink()
+                        self._workers.rmdir()
+                        workdir.rmdir()
                 raise
             for path in self._workers.iterdir():
-                if not self._is_alive(path.name):
+                if path.name != ALONE and not self._is_alive(path.name):
                     path.unlink()
             self._lock = os.open(self._workers / self.worker, os.O_CREAT | os.O_RDWR)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -202,7 +202,7 @@ class Study:
         """The numbers and losses of the trials that finished, in the order in which they did."""
         finished = [trial for trial in self._all() if trial.state == TrialState.COMPLETE]
         finished.sort(key=lambda trial: (trial.datetime_complete, trial.number))
-        return [(trial.number, trial.value) for trial in finished]
+        return [(trial.number, trial.values[0]) for trial in finished]
 
     def _all(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -224,21 +224,21 @@ class Study:
         with alone_in(self._workers):
             yield
 
-    def _open(self, workdir: Path, storage: BaseStorage, hashes: Hashes, is_shared: bool) -> optuna.Study:
+    def _open(self, workdir: Path, storage: BaseStorage | None, hashes: Hashes) -> optuna.Study:
         """The study of the folder, which knows its name. The study knows the folder's number and the config."""
         there = read_if_there(workdir / STUDY)
-        ours = there or {"name": workdir.resolve().name if is_shared else "search", "folder": uuid4().hex}
+        if not storage and there and there.get("made") and not (workdir / JOURNAL).exists():
+            raise _not_there(workdir)
+        opened = storage or journal(workdir / JOURNAL)
+        ours = there or {"name": workdir.resolve().name if storage else "search", "folder": uuid4().hex}
         pruner = PRUNERS[self._config.sweep.pruner](self._config.steps)
         try:
-            study = optuna.load_study(study_name=ours["name"], storage=storage, pruner=pruner)
+            study = optuna.load_study(study_name=ours["name"], storage=opened, pruner=pruner)
         except KeyError:
             if there and there.get("made"):
-                raise UserError(
-                    f"--workdir={workdir} has a study, {ours['name']}, which is not in this storage; give the "
-                    f"--storage that it was started with, or {another_folder(workdir)}"
-                ) from None
+                raise _not_there(workdir) from None
             write_json(workdir / STUDY, ours)
-            study = optuna.create_study(study_name=ours["name"], storage=storage, pruner=pruner)
+            study = optuna.create_study(study_name=ours["name"], storage=opened, pruner=pruner)
             study.set_user_attr(FOLDER, ours["folder"])
         if study.user_attrs.get(FOLDER) not in (None, ours["folder"]) or (study.trials and not there):
             raise UserError(
@@ -262,6 +262,13 @@ def _drawn(trial: FrozenTrial) -> Drawn:
     return Drawn(trial.number, told.get(OVERRIDES), told.get(REPEATS), trial.state.is_finished())
 
 
+def _not_there(workdir: Path) -> UserError:
+    return UserError(
+        f"--workdir={workdir} has a study which is not in this storage; give the --storage that it was started with, "
+        f"or {another_folder(workdir)}"
+    )
+
+
 def identity_of(config: ConfigDict, hashes: Hashes) -> Json:
     """What all trials of a study have in common, so that their losses may be compared."""
     ignored = {"corpus.source", "corpus.path", "init_from", *MAY_CHANGE} - {*COMPARED}
@@ -273,79 +280,6 @@ def _differences(there: Json, here: Json) -> list[str]:
     """Fields that an older version did not have have their default."""
     pairs = {name: (there.get(name, FIELDS[name].default if name in FIELDS else ""), here[name]) for name in here}
     return [f"{name} is {a!r} there, {b!r} here" for name, (a, b) in pairs.items() if a != b]
-
-
-class _Flock:
-    """A lock on the journal that ends with its process. Optuna's own stays after `kill -9`, and all wait for it."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def acquire(self) -> bool:
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT)
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        os.close(self._handle)
-
-    close = release
-
-
-def _journal(path: Path) -> BaseStorage:
-    """The storage in a file, to which each line is appended at once. A line that a crash cut short is removed."""
-    try:
-        lock = _Flock(path)
-        lock.acquire()
-        with closing(lock), path.open("r+b") as file:
-            text = file.read()
-            file.truncate(text.rfind(b"\n") + 1)
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=_Flock(path)))  # type: ignore[arg-type]
-    except Exception as error:
-        raise UserError(f"{path} is not the journal of a study, or is damaged: {error}") from error
-
-
-def _database(url: str) -> BaseStorage:
-    """The storage in a database. Messages leave out what may have a password."""
-    from sqlalchemy.engine import make_url
-
-    try:
-        parts = make_url(url)
-        kind = parts.get_backend_name()
-    except Exception:
-        raise UserError("--storage is not a URL such as postgresql+psycopg2://USER@HOST/DATABASE") from None
-    if kind not in DATABASES:
-        why = "SQLite is not made for many writers" if kind == "sqlite" else f"{kind} is not known"
-        raise UserError(f"{why}; give a --storage of PostgreSQL or MySQL, or none for a file in the search's folder")
-    shown = f"{parts.drivername}://{parts.host or ''}{f':{parts.port}' if parts.port else ''}/{parts.database or ''}"
-    try:
-        connect = {"connect_timeout": CONNECT_SECONDS}
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": connect})
-    except Exception as error:
-        reason = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
-        for secret in (parts.password, *map(str, parts.query.values())):
-            reason = reason.replace(str(secret), "…") if secret else reason
-        raise UserError(f"--storage={shown} cannot be used: {reason}") from None
-
-
-@contextmanager
-def in_our_words() -> Iterator[None]:
-    """Without Optuna's log and its warnings that a sampler is experimental; a storage's failure in a line.
-
-    Raises:
-      UserError: a database does not answer any more.
-    """
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    except optuna.exceptions.StorageInternalError as error:
-        reason = str(getattr(error.__cause__, "orig", None) or error).strip().split("\n")[0]
-        raise UserError(f"the storage of the study failed: {reason}; run the same command to go on") from error
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 def probe(draw: Callable[[Trial], Json], config: ConfigDict) -> None:

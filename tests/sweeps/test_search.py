@@ -23,7 +23,8 @@ from rnn_lm.runs.folder import read_diverged  # noqa: E402
 from rnn_lm.runs.origin import hashes_of  # noqa: E402
 from rnn_lm.runs.record import read_metrics  # noqa: E402
 from rnn_lm.sweeps.search import search  # noqa: E402
-from rnn_lm.sweeps.study import SAMPLERS, Study, identity_of, in_our_words  # noqa: E402
+from rnn_lm.sweeps.storage import in_our_words  # noqa: E402
+from rnn_lm.sweeps.study import SAMPLERS, Study, identity_of  # noqa: E402
 from rnn_lm.sweeps.sweep import sweep  # noqa: E402
 from tests.conftest import small_config  # noqa: E402
 from tests.training.test_loop import assert_same_run, stop_at  # noqa: E402
@@ -45,6 +46,11 @@ def study_of(workdir):
     return optuna.load_study(study_name="search", storage=storage)
 
 
+def workers_of(workdir):
+    """Those that live, and those whose trials nobody has taken up."""
+    return [path.name for path in (workdir / "workers").iterdir() if not path.name.startswith(".")]
+
+
 def assert_accounted_for(workdir, trials):
     """Each trial is a row and has ended, both for the folder and for Optuna."""
     rows, told = read_json(workdir / "results.json")["members"], study_of(workdir).trials
@@ -56,7 +62,7 @@ def assert_accounted_for(workdir, trials):
         if row["status"] == "finished":
             assert trial.value == row["valid"]["nll"]
         assert Path(row["workdir"]).is_dir() and trial.user_attrs["overrides"] == row["overrides"]
-    assert not [*(workdir / "workers").iterdir()]
+    assert not workers_of(workdir)
     return rows
 
 
@@ -273,9 +279,8 @@ def test_folders_and_studies_of_others(searched, text_file, tmp_path):
     with pytest.raises(UserError, match="belongs to another sweep"):
         sweep(config_of(text_file), [{"seed": 0}], workdir)
     (workdir / "study.log").rename(workdir / "elsewhere.log")
-    with pytest.raises(UserError, match="which is not in this storage; give the --storage"):
+    with pytest.raises(UserError, match="a study which is not in this storage; give the --storage"):
         search(config_of(text_file), rate, workdir)
-    (workdir / "study.log").unlink(missing_ok=True)
     (workdir / "elsewhere.log").rename(workdir / "study.log")
     assert kept == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     (workdir / "study.json").unlink()
@@ -368,12 +373,12 @@ def test_a_worker_that_is_killed_while_it_trains_leaves_its_trials_to_another(tm
     first = started(path, workdir)
     try:
         wait_until(lambda: [*workdir.glob("00*/checkpoints/*")], first)
-        [worker] = [path.name for path in (workdir / "workers").iterdir()]
+        [worker] = workers_of(workdir)
         second = started(path, workdir)
         try:
-            wait_until(lambda: len([*(workdir / "workers").iterdir()]) == 2, second)
+            wait_until(lambda: len(workers_of(workdir)) == 2, second)
             os.kill(first.pid, signal.SIGKILL)
-            first.wait()
+            first.communicate()
             running = study_of(workdir).get_trials(states=[TrialState.RUNNING])
             mine = [trial.number for trial in running if trial.user_attrs.get("worker") == worker]
             assert mine and (workdir / "workers" / worker).exists()
@@ -396,7 +401,7 @@ def test_a_worker_that_is_killed_while_it_trains_leaves_its_trials_to_another(tm
 
 def test_optuna_that_is_missing(tmp_path, text_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "rnn_lm.sweeps.study")
+    monkeypatch.delitem(sys.modules, "rnn_lm.sweeps.storage")
     with pytest.raises(UserError, match=r"needs the package optuna: pip install 'rnn_lm\[search\]'"):
         search(config_of(text_file), rate, tmp_path / "search")
 

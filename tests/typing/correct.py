@@ -141,6 +141,10 @@ def main(folder: Path) -> None:
     print(rnn_lm.evaluate(model, vocabulary.encode("was once only imagined")).nll, vocabulary.start)
     results = rnn_lm.sweep(config, [{"optimizer.learning_rate": 0.1}], str(folder / "sweep"), shard=(0, 1))
     print(sorted(results))
+    results = rnn_lm.search(
+        config, lambda trial: {"seed": trial.suggest_int("seed", 0, 9)}, folder / "search", storage=""
+    )
+    assert_type(results, dict[str, Any])
 
 
 if __name__ == "__main__":
