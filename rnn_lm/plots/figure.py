@@ -71,7 +71,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Labels the lines and writes a PNG file."""
     for axes in figure.axes:
         drawn = [np.asarray(line.get_xydata(), float) for line in axes.lines if line.get_transform() == axes.transData]
-        if not any(((xy > 0) & np.isfinite(xy)).all(1).any() for xy in drawn):
+        is_logarithmic = "log" in (axes.get_xscale(), axes.get_yscale())
+        if is_logarithmic and not any(((xy > 0) & np.isfinite(xy)).all(1).any() for xy in drawn):
             axes.set(xscale="linear", yscale="linear")  # a logarithmic scale needs positive data
     label_lines(figure)
     lay_out(figure)

@@ -1,11 +1,15 @@
 """Plots of a search: what its trials found one after the other, and which fields matter."""
 
+import math
 from pathlib import Path
+from statistics import median
 
 from matplotlib.ticker import MaxNLocator
 
 from rnn_lm.files import Json
 from rnn_lm.plots.figure import COLOURS, REFERENCE, new_figure, save_figure
+
+SPREAD = 4  # times what the median is above the lowest loss, is drawn
 
 
 def history(path: Path, result: Json, *, of: str) -> None:
@@ -13,15 +17,22 @@ def history(path: Path, result: Json, *, of: str) -> None:
     rows = result["search"]["history"]
     ends = [row["status"] for row in result["members"]]
     lost = [f"{ends.count(status)} {status}" for status in ("pruned", "diverged") if status in ends]
+    nlls, lows = [row["nll"] for row in rows], [row["best"] for row in rows]
+    top = lows[-1] + SPREAD * (median(nlls) - lows[-1]) if rows else 0.0
+    above = [count for count, nll in enumerate(nlls, start=1) if nll > top]
     figure, [axes] = new_figure(
         f"{len(result['members'])} trials of a search: {of}",
         what_was_found(rows),
-        "Dots: trials. Line: the lowest so far." + (f" Not shown: {' and '.join(lost)} trials." if lost else ""),
+        "Dots: trials. Line: the lowest so far."
+        + (" Triangles at the upper edge: higher losses." if above else "")
+        + (f" Not shown: {' and '.join(lost)} trials." if lost else ""),
     )
     if rows:
         counts = range(1, len(rows) + 1)
-        axes.plot(counts, [row["nll"] for row in rows], "o", color=COLOURS[0], markersize=4, label="a trial")
-        axes.step(counts, [row["best"] for row in rows], where="post", color=COLOURS[1], label="lowest so far")
+        shown = [nll if nll <= top else math.nan for nll in nlls]
+        axes.plot(counts, shown, "o", color=COLOURS[0], markersize=4, label="a trial")
+        axes.step(counts, [min(low, top) for low in lows], where="post", color=COLOURS[1], label="lowest so far")
+        axes.plot(above, len(above) * [0.98], "^", color=COLOURS[0], transform=axes.get_xaxis_transform())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trials that finished", ylabel="validation loss (nats per token)")
     save_figure(figure, path)
