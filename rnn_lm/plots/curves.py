@@ -69,19 +69,20 @@ def learning_curves(path: Path, result: Json, curves: Mapping[str, Sequence[Json
     ranks = {tuple(setting["overrides"].items()): rank for rank, setting in enumerate(result["settings"])}
     rank_of = {row["name"]: ranks[tuple(_setting(row).items())] for row in result["members"]}
     diverged = [row for row in result["members"] if row["status"] == "diverged"]
+    labels = "The seeds of a setting look alike; one of them has the label."
     figure, [axes] = new_figure(
         f"Learning curves of {len(result['members'])} members: {of}",
         who_is_lowest(result["members"], curves),
-        "The seeds of a setting look alike; one of them has the label."
+        ("The best trials have labels." if "search" in result else labels)
         + (" Crosses: last values of diverged members." if diverged else ""),
     )
     labelled = set()
     for row in sorted(result["members"], key=lambda row: rank_of[row["name"]]):
-        rank = rank_of[row["name"]]
+        rank = rank_of[row["name"]] if row["status"] != "pruned" else MAX_LINES
         if points := _points(curves[row["name"]], "valid"):
             how = style(rank) | {"markersize": 3} if rank < MAX_LINES else REFERENCE
             if rank not in labelled and rank <= MAX_LINES:
-                how = how | {"label": _label(_setting(row).items()) if rank < MAX_LINES else "other settings"}
+                how = how | {"label": _name_of(row) if rank < MAX_LINES else "other settings"}
                 labelled.add(rank)
             axes.plot(*zip(*points, strict=True), **{"linewidth": 1} | how)
             if row["status"] == "diverged":
@@ -95,7 +96,7 @@ def learning_curves(path: Path, result: Json, curves: Mapping[str, Sequence[Json
 def who_is_lowest(members: Sequence[Json], curves: Mapping[str, Sequence[Json]]) -> str:
     """The member with the lowest point of all curves, and how many diverged."""
     lows = [
-        (perplexity, tokens, row["name"])
+        (perplexity, tokens, f"trial {row['trial']}" if "trial" in row else row["name"])
         for row in members
         for tokens, perplexity in _points(curves[row["name"]], "valid")
     ]
@@ -210,5 +211,11 @@ def _setting(row: Json) -> Json:
     return {field: value for field, value in row["overrides"].items() if field != "seed"}
 
 
+def _name_of(row: Json) -> str:
+    """A member by its setting, or by the number of its trial: what a search draws has many digits."""
+    return f"trial {row['trial']}" if "trial" in row else _label(_setting(row).items())
+
+
 def _label(setting: Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in setting) or "unchanged config"
+    shown = ((field, f"{value:.4g}" if isinstance(value, float) else value) for field, value in setting)
+    return ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in shown) or "unchanged config"
