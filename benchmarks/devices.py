@@ -53,9 +53,9 @@ def tokens_per_second(name: str, units: int, batch_size: int, steps: int) -> flo
                     env=environment,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
-                    preexec_fn=lambda own=own: os.sched_setaffinity(0, own),
                 )
             )
+            os.sched_setaffinity(started[-1].pid, own)  # before it starts threads
         for process in started:
             _, told = process.communicate()
             if process.returncode:

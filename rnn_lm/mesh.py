@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
@@ -76,8 +77,11 @@ class DataMesh:
         return params if self.mesh is None else jax.lax.pcast(params, AXIS, to="varying")
 
     def mean(self, tree: Tree) -> Tree:
-        """The mean over the devices."""
-        return tree if self.mesh is None else jax.lax.pmean(tree, AXIS)
+        """The mean over the devices, as one sum of one array: between processes each sum takes milliseconds."""
+        if self.mesh is None:
+            return tree
+        flat, restored = ravel_pytree(tree)
+        return restored(jax.lax.pmean(flat, AXIS))
 
     def max(self, tree: Tree) -> Tree:
         """The largest values of the devices."""
