@@ -12,13 +12,12 @@ import argparse
 import math
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import rnn_lm
 from benchmarks.common import machine, save, table
-from rnn_lm.config import load_config, load_search
+from rnn_lm.config import load_config, load_search, tokens_per_step
 from rnn_lm.sweeps.sweep import use_all_cores
 
 FILE = "experiments/sweeps/search.py"
@@ -31,7 +30,6 @@ def searched(folder: Path, sampler: str, seed: int, trials: int, steps: int) -> 
     assert suggest is not None
     config.seed, config.steps, config.eval_every, config.save_every = seed, steps, steps // 2, steps
     config.sweep.sampler, config.sweep.pruner, config.sweep.trials = sampler, "none", trials
-    started = time.perf_counter()
     result = rnn_lm.search(config, suggest, folder / f"{sampler}-{seed}")
     rows = result["members"]
     [best] = [row for row in rows if row["name"] == result["best"]["name"]]
@@ -44,7 +42,10 @@ def searched(folder: Path, sampler: str, seed: int, trials: int, steps: int) -> 
         "diverged": sum(row["status"] == "diverged" for row in rows),
         "repeats": sum("repeats" in row for row in rows),
         "importances": result["search"]["importances"],
-        "seconds": time.perf_counter() - started,
+        # Of the steps alone, on one core each: cells do not cost the same, and a search may have been interrupted.
+        "training_seconds": sum(
+            row["steps"] * tokens_per_step(config) / row["tokens_per_second"] for row in rows if row["valid"]
+        ),
     }
 
 

@@ -436,6 +436,26 @@ def test_the_costs_of_a_sweep():
         agree(f"{page}, {rate}", row, [number(rate), *map(number, values)], slack=5e-5)
 
 
+def test_tpe_beside_random_search():
+    found, page = result("search"), "docs/sweeps.md"
+    rows, known = table(page, "nats per character | TPE"), {row["what"]: row for row in found["rows"]}
+    names = {
+        "lowest validation loss after 10 trials": "validation, after 10",
+        "after 20": "validation, after 20",
+        "after 40": "validation, after 40",
+        "after 80": "validation, after 80",
+        "median of the last ten trials": "validation, median of the last ten",
+        "test loss of the best": "test, of the choice",
+    }
+    assert {*rows} == {*names}
+    for name, what in names.items():
+        means = [value for sampler in ("tpe", "random", "difference") for value in known[what][sampler]]
+        row_agrees(page, rows, name, [*map(abs, means)])
+    late = known["validation, median of the last ten"]["difference"][0]
+    says(page, "{} trials of {} steps, none pruned", found["trials"], found["steps"])
+    says(page, "its late trials are {} nats better than random ones", -late)
+
+
 # --- Memory, limits, versions
 
 

@@ -61,7 +61,8 @@ def importances(path: Path, result: Json, *, of: str) -> bool:
     figure, [axes] = new_figure(
         f"What the loss depends on: {of}",
         f"{names[0]} matters most for being among the best tenth of {len(result['search']['history'])} trials.",
-        "By PED-ANOVA: how much the values of the best tenth differ from those of all. The shares sum to 1.",
+        "By PED-ANOVA: how much the values of the best tenth differ from the whole range. The shares sum to 1. "
+        "A field of few choices has a small one.",
     )
     axes.barh(range(len(names)), list(shares.values()), color=COLOURS[0])
     for place, share in enumerate(shares.values()):

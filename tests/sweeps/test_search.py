@@ -226,6 +226,22 @@ def test_a_living_worker_keeps_its_trials(searched, text_file, tmp_path):
         second.close()
 
 
+def test_a_repeat_waits_for_its_original(text_file, tmp_path):
+    from rnn_lm.runs.load import text_and_origin
+
+    config = config_of(text_file, sweep__trials=3)
+    with in_our_words():
+        first, second = (Study(tmp_path / "x", config, hashes_of(*text_and_origin(config)), "") for _ in range(2))
+        one, same = first.ask(lambda trial: {"seed": 1}), second.ask(lambda trial: {"seed": 1})
+        assert (one.repeats, same.repeats) == (None, 0) and not same.ended
+        assert second.ask(lambda trial: {"seed": 2}).number == 2  # a repeat is no trial that was left
+        first.tell(0, "finished", 3.0)
+        assert [trial.ended for trial in second.trials()] == [True, True, False]
+        assert {*first.values()} == {(0, 3.0), (1, 3.0)}
+        first.close()
+        second.close()
+
+
 def wrong(**overrides):
     return lambda trial: overrides
 
