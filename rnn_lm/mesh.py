@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from rnn_lm.errors import UserError
@@ -53,7 +53,7 @@ class DataMesh:
 
     @classmethod
     def on(cls, devices: Sequence[jax.Device]) -> "DataMesh":
-        return cls(Mesh(np.array(devices), (AXIS,)) if len(devices) > 1 else None)
+        return cls(Mesh(np.array(devices), (AXIS,), (AxisType.Auto,)) if len(devices) > 1 else None)
 
     @property
     def size(self) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from rnn_lm.config import check_config, complete_config, set_field
 from rnn_lm.data.vocabulary import Vocabulary
@@ -156,7 +156,7 @@ def test_another_program(name, configs):
     for config in configs(name):
         program, given = arguments(config)
         programs.append(program)
-        mesh = DataMesh(AbstractMesh((2,), (AXIS,)) if config.mesh.data == 2 else None)
+        mesh = DataMesh(AbstractMesh((2,), (AXIS,), (AxisType.Auto,)) if config.mesh.data == 2 else None)
         texts.append(train_steps.trace(*given, program=program, mesh=mesh).lower(lowering_platforms=("cpu",)).as_text())
     assert programs[0] != programs[1] and texts[0] != texts[1]
 

@@ -7,7 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from rnn_lm.config import check_config
 from rnn_lm.errors import UserError
@@ -40,7 +40,7 @@ def test_a_divided_step_is_lowered_without_foreign_calls_and_adds_up_once(platfo
     corpus, _ = text_and_origin(config)
     program, numbers = program_of(config, len(corpus.vocabulary))
     given = new_state(program, numbers.arrays()), jnp.int32(9), batches_of(program, corpus), numbers.arrays()
-    mesh = DataMesh(AbstractMesh((8,), (AXIS,)))
+    mesh = DataMesh(AbstractMesh((8,), (AXIS,), (AxisType.Auto,)))
     text = train_steps.trace(*given, program=program, mesh=mesh).lower(lowering_platforms=(platform,)).as_text()
     assert "custom_call" not in text and "all_gather" not in text
     assert text.count('"stablehlo.all_reduce"') == 1  # the loss and all gradients

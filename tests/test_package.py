@@ -12,7 +12,20 @@ import rnn_lm
 
 ROOT = Path(rnn_lm.__file__).parent
 # Tools, that any room but nn may use.
-TOOLS = {"cache", "cores", "errors", "files", "interrupts", "keys", "members", "mesh", "processes", "plugins", "fields", "visible"}
+TOOLS = {
+    "cache",
+    "cores",
+    "errors",
+    "files",
+    "interrupts",
+    "keys",
+    "members",
+    "mesh",
+    "processes",
+    "plugins",
+    "fields",
+    "visible",
+}
 # Which rooms each one knows. A room is a folder, or a module beside them.
 ARROWS = {
     "nn": set(),
