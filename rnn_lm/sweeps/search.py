@@ -88,7 +88,7 @@ def search(
 
 def _work(study: "Study", members: "_Members", workdir: Path, command: Sequence[str], on_line: OnLine | None) -> Json:
     """Trains trials until none is left to be drawn or taken up."""
-    results = _SearchResults(workdir, members, study, command)
+    config, results = members.config, _SearchResults(workdir, members, study, command)
     results.write()
     one_at_a_time = threading.Lock()
 
@@ -121,7 +121,11 @@ def _work(study: "Study", members: "_Members", workdir: Path, command: Sequence[
         finally:
             results.write(importances=True)
         if pending.signum:
-            raise Stopped(pending.signum, "stopped: all trials saved; run the same command to resume")
+            ended, trials = sum(trial.ended for trial in study.trials()), config.sweep.trials
+            raise Stopped(
+                pending.signum,
+                f"stopped: {ended} of {trials} trials ended, the others saved; run the same command to resume",
+            )
     result = read_json(workdir / RESULTS)
     if result["members"] and all(row["status"] == "diverged" for row in result["members"]):
         raise Diverged(f"all trials of the search diverged; see {workdir / RESULTS}; try smaller learning rates")
