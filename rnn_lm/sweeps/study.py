@@ -80,6 +80,7 @@ class Study:
         """
         self._config, self._workers = config, workdir / WORKERS
         self._trials: dict[int, Trial] = {}  # that this worker trains
+        self._reported: dict[int, set[int]] = {}  # the steps of theirs that other workers have reported
         self.worker = uuid4().hex
         opened = database(storage) if storage else None
         self._workers.mkdir(parents=True, exist_ok=True)
@@ -133,11 +134,16 @@ class Study:
                     if self._config.sweep.sampler == "grid":  # what is left of it is being trained
                         self._study.set_user_attr(EXHAUSTED, True)
             trial.set_user_attr(OVERRIDES, overrides)
+        ended = False
         if (repeats := trial.user_attrs.get(REPEATS)) is None:
             self._trials[trial.number] = trial
+            # A run that is resumed evaluates again what a worker that died has reported.
+            before = trials[trial.number : trial.number + 1]  # none: the trial is new
+            self._reported[trial.number] = {step for known in before for step in known.intermediate_values}
         else:
+            ended = trials[repeats].state.is_finished()
             self._settle(trials[repeats], [trial.number])
-        return _drawn(self._all()[trial.number])
+        return Drawn(trial.number, trial.user_attrs[OVERRIDES], repeats, ended)
 
     def _is_left(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> bool:
         """Whether nobody trains a running trial, or nobody has told the result that it repeats."""
@@ -191,7 +197,7 @@ class Study:
     def prune(self, number: int, step: int, nll: float) -> bool:
         """Reports a validation loss. Returns whether to give the trial up."""
         trial = self._trials[number]
-        if step not in self._all()[number].intermediate_values:  # a run that is resumed may have reported it before
+        if step not in self._reported[number]:
             trial.report(nll, step)
         return trial.should_prune()
 

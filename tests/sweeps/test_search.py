@@ -218,8 +218,10 @@ def test_a_living_worker_keeps_its_trials(searched, text_file, tmp_path):
         first, second = (Study(workdir, config, hashes, "") for _ in range(2))
         assert first.ask(rate).number == 4 and second.ask(rate).number == 5 and first.ask(rate).number == 6
         assert second.ask(rate) is None
+        assert not first.prune(4, 5, 3.0)
         first.close()
         assert [second.ask(rate).number, second.ask(rate).number, second.ask(rate)] == [4, 6, None]
+        assert not second.prune(4, 5, 3.0)  # again, from the same checkpoint
         second.tell(4, "finished", 3.0)
         second.tell(4, "finished", 2.0)  # too late: another worker was faster
         assert [trial.ended for trial in second.trials()] == 5 * [True] + 2 * [False]
