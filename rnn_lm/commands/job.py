@@ -6,24 +6,21 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 from rnn_lm.commands.flags import FlagValues, define
-from rnn_lm.errors import Abandoned, UserError
-from rnn_lm.interrupts import SIGNALS
+from rnn_lm.errors import Abandoned, Diverged, UserError
+from rnn_lm.interrupts import SIGNALS, Stopped
 
 SHUTDOWN_SECONDS = 7 * 24 * 3600  # for the last process, which scores the run; one that is dead is found by its silence
 # What XLA's exceptions say when another process is gone: Gloo adds up on CPUs, NCCL on GPUs.
-LOST = re.compile(r"Gloo|NCCL|coordination service", re.IGNORECASE)
+LOST = re.compile(r"Gloo|NCCL|coordination service|heartbeat", re.IGNORECASE)
 RESUME = "start all of them again, or fewer, to resume at the last checkpoint"
-# JAX may abort a process whose job is broken. Then this one is left to say so.
-WATCHER = f"""
-import sys
-if not sys.stdin.read():
-    print("error: this process, or another one of the job, was killed; {RESUME}", file=sys.stderr)
-"""
+# JAX aborts a process whose job is broken, from C++. Then this one is left to say so.
+WATCHER = f'read left || echo "error: this process, or another one of the job, was killed; {RESUME}" >&2'
 _watcher: subprocess.Popen | None = None
 
 
@@ -44,7 +41,7 @@ def job(flags: FlagValues) -> Iterator[None]:
       Abandoned: another process has ended.
     """
     if not flags.distributed:
-        for name in ("coordinator", "num_processes", "process_id"):
+        for name in ("coordinator", "num_processes", "process_id", "timeout"):
             if flags[name].present:
                 raise UserError(f"--{name} needs --distributed")
         yield
@@ -53,13 +50,20 @@ def job(flags: FlagValues) -> Iterator[None]:
     _enter(flags)
     import jax
 
+    ended: Exception | None = None
     try:
-        yield
+        try:
+            yield
+        except (Diverged, Stopped) as error:  # as in all processes
+            ended = error
+        jax.distributed.shutdown()  # waits for the others
     except Exception as error:
-        if isinstance(error, UserError) or not LOST.search(str(error)):
+        reason = error.__cause__ if isinstance(error, UserError) else error  # such as of a checkpoint not written
+        if not LOST.search(str(reason)):
             raise
         raise Abandoned(f"another process of the job has ended; {RESUME}") from error
-    jax.distributed.shutdown()
+    if ended:
+        raise ended
     _tell_watcher()
 
 
@@ -75,8 +79,8 @@ def leave(code: int) -> None:
 
 def _tell_watcher() -> None:
     """From here on the process ends as it should."""
-    assert _watcher is not None and _watcher.stdin is not None
-    _watcher.communicate(b"left")
+    assert _watcher
+    _watcher.communicate(b"left\n")
 
 
 def _check(flags: FlagValues) -> None:
@@ -93,6 +97,7 @@ def _check(flags: FlagValues) -> None:
         raise UserError(f"--process_id={flags.process_id} must be from 0 to --num_processes - 1")
     if flags.process_id == 0:
         with socket.socket() as listener:  # gRPC would share the port with another job
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # remains of a dead one do no harm
             try:
                 listener.bind(("", int(flags.coordinator.rpartition(":")[2])))
             except (OSError, OverflowError) as error:
@@ -103,34 +108,36 @@ def _enter(flags: FlagValues) -> None:
     import jax
 
     global _watcher
-    _watcher = subprocess.Popen([sys.executable, "-c", WATCHER], stdin=subprocess.PIPE, start_new_session=True)
+    _watcher = subprocess.Popen(["sh", "-c", WATCHER], stdin=subprocess.PIPE, start_new_session=True)
     for signum in SIGNALS:
         signal.signal(signum, lambda number, frame: leave(128 + number))
+    sys.excepthook = _fail
     _keep_apart()
-
-    def give_up() -> None:
-        where = f" at {flags.coordinator}" if flags.coordinator else ""
-        print(f"error: the processes did not all meet{where} within --timeout={flags.timeout} seconds", file=sys.stderr)
-        leave(2)
-
-    timer = threading.Timer(flags.timeout, give_up)  # JAX would abort
-    timer.daemon = True
-    timer.start()
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM
+    joining = ThreadPoolExecutor(1).submit(  # so that signals are heard, and JAX does not abort when it is too late
+        jax.distributed.initialize,
+        flags.coordinator or None,
+        flags.num_processes or None,
+        None if flags.process_id < 0 else flags.process_id,
+        initialization_timeout=flags.timeout + 60,
+        heartbeat_timeout_seconds=flags.timeout,
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
     try:
-        jax.distributed.initialize(
-            flags.coordinator or None,
-            flags.num_processes or None,
-            None if flags.process_id < 0 else flags.process_id,
-            initialization_timeout=flags.timeout + 60,
-            heartbeat_timeout_seconds=flags.timeout,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-        )
-    except ValueError as error:
+        joining.result(flags.timeout)
+    except TimeoutError as error:
+        where = f" at {flags.coordinator}" if flags.coordinator else ""
+        seconds = f"--timeout={flags.timeout} seconds"
+        raise UserError(f"the processes did not all meet{where} within {seconds}") from error
+    except Exception as error:  # of JAX, or of a cluster's library
         advice = "give --coordinator=HOST:PORT, --num_processes and --process_id"
-        raise UserError(f"JAX finds no cluster here (SLURM, Open MPI, Kubernetes, TPU); {advice}") from error
-    finally:
-        timer.cancel()
+        raise UserError(f"JAX finds no cluster here, such as SLURM or Kubernetes ({error}); {advice}") from error
+
+
+def _fail(*error: Any) -> None:
+    """What becomes of an exception that nobody expects."""
+    sys.__excepthook__(*error)
+    leave(1)
 
 
 def _keep_apart() -> None:

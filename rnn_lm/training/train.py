@@ -1,6 +1,5 @@
 """Training: a config → the folder of a run."""
 
-import json
 import sys
 import threading
 import time
@@ -14,13 +13,14 @@ from ml_collections import ConfigDict
 from rnn_lm.config import check_config
 from rnn_lm.data.batches import Batches
 from rnn_lm.errors import Diverged, UserError
+from rnn_lm.fields import FIELDS, get_field
 from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Pending, Stopped, deferred_signals
 from rnn_lm.mesh import DataMesh
 from rnn_lm.nn import native
 from rnn_lm.processes import check_same, code_version, is_first, largest
 from rnn_lm.program import batches_of
-from rnn_lm.runs.folder import NGRAM, SUMMARY, another_folder, check_folder, has_ended, is_done
+from rnn_lm.runs.folder import CONFIG, NGRAM, SUMMARY, another_folder, check_folder, has_ended, is_done, read_diverged
 from rnn_lm.runs.load import adopt, text_and_origin
 from rnn_lm.runs.lock import locked
 from rnn_lm.runs.origin import hashes_of
@@ -33,6 +33,8 @@ from rnn_lm.training.opening import model_lines, text_lines
 from rnn_lm.training.progress import Display, ProgressDisplay
 from rnn_lm.training.run import Run
 from rnn_lm.visible import visible
+
+SEEN_SECONDS = 60  # until a network's file system shows other machines a new file
 
 
 def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", on_line: OnLine | None = None) -> Json:
@@ -62,21 +64,16 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
     check_folder(workdir, config, hashes_of(corpus, origin))
     if profile and trace.exists() and not trace.is_dir():
         raise UserError(f"--profile={profile} is not a folder")
-    check_same(
-        {
-            "config": json.dumps(config.to_dict() | {"corpus": "", "init_from": ""}),
-            "text": str(hashes_of(corpus, origin)),
-            "code": code_version(),
-            "state of --workdir": str(is_done(workdir, config)),
-        },
-        "start all of them with the same command, code and folders",
-    )
+    if profile and jax.process_count() > 1:
+        raise UserError("--profile traces a process that trains alone, not a job")
+    _check_agreement(run)
     if is_done(workdir, config):
         if profile:
             raise UserError("--profile: this run is done; give another --workdir or more --config.steps")
         summary = read_json(workdir / SUMMARY)
         changed = "--config.stop_patience=0" if summary["steps"] < config.steps else "a larger --config.steps"
-        say(f"this run is done; {changed} continues it")
+        if is_first():
+            say(f"this run is done; {changed} continues it")
         return summary
     check_memory(run.program, run.numbers)
     if not is_first():
@@ -101,20 +98,36 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
     return read_json(workdir / SUMMARY)
 
 
+def _check_agreement(run: Run) -> None:
+    """Raises UserError in all processes of a job if they would train different runs."""
+    named = ("corpus.source", "corpus.path", "init_from")  # they may be elsewhere on another machine
+    values = {f"config.{name}": repr(get_field(run.config, name)) for name in FIELDS if name not in named}
+    values["text"], values["model of init_from"] = hashes_of(run.corpus, run.origin)
+    values |= {"code": code_version(), "state of --workdir": str(is_done(run.workdir, run.config))}
+    check_same(values, "start all of them with the same command, code and folders")
+
+
 def _trainer_of(run: Run, batches: Batches, mesh: DataMesh) -> Trainer:
-    trainer = Trainer([run], batches, mesh)
-    check_same({"checkpoint": str(trainer.first_step)}, "--workdir must be a folder that all processes share")
+    """Opens the folder, and checks that all processes of a job see the same one."""
+    trainer, shared = Trainer([run], batches, mesh), "--workdir must be a folder that all processes share"
+    check_same({"checkpoint": str(trainer.first_step)}, shared)
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not (run.workdir / CONFIG).exists() and time.monotonic() < deadline:  # the first process has written it
+        time.sleep(0.1)
+    check_same({"--workdir": str((run.workdir / CONFIG).exists())}, shared)
     return trainer
 
 
 def _train_along(run: Run, batches: Batches, mesh: DataMesh) -> Json:
-    """What the other processes of a job do. They end when the first one has written the summary."""
+    """What the other processes of a job do. They end when the first one has scored the run."""
     with deferred_signals() as pending:
         with closing(_trainer_of(run, batches, mesh)) as trainer:
             trainer.run(lambda: bool(pending.signum), Display())
         _check_ended(run, pending)
     while not has_ended(run.workdir, run.config):
         time.sleep(0.1)
+    if diverged := read_diverged(run.workdir):
+        run.diverged = f"{diverged['what']} is not finite"
     _check_finite(run)
     return read_json(run.workdir / SUMMARY)
 
