@@ -57,6 +57,7 @@ def finish(trainer: Trainer, baselines: Baselines) -> None:
             "seconds_to_first_step": trainer.seconds_to_first_step,
             "tokens_per_second": trainer.total.speed(tokens_per_step(run.config)),
             "lanes": trainer.members.count,
+            "devices": trainer.mesh.size,  # that share each minibatch
             "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
             # The bits of a run depend on it.
             "machine_code": jax.default_backend() == "cpu" and native.is_available(),
