@@ -119,6 +119,7 @@ def _enter(flags: FlagValues) -> None:
         flags.coordinator or None,
         flags.num_processes or None,
         None if flags.process_id < 0 else flags.process_id,
+        cluster_detection_method="deactivate" if flags.coordinator else None,
         initialization_timeout=flags.timeout + 60,
         heartbeat_timeout_seconds=flags.timeout,
         shutdown_timeout_seconds=SHUTDOWN_SECONDS,

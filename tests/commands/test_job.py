@@ -173,7 +173,7 @@ def test_a_job_that_is_killed_and_stopped_and_ends_alone_is_as_if_undisturbed(st
     for of_job, of_one in zip(arrays_of(workdir), arrays_of(alone), strict=True):
         assert of_job.keys() == of_one.keys()
         for name, array in of_job.items():
-            np.testing.assert_allclose(array, of_one[name], rtol=1e-3, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(array, of_one[name], rtol=0, atol=5e-6, err_msg=name)
 
 
 @pytest.mark.slow
