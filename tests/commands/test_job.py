@@ -215,8 +215,11 @@ def test_a_fault_in_one_process_ends_the_other(start, tmp_path, number):
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_ends_all_with_3(start, workdir):
-    for process in start("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e38"):
+@pytest.mark.parametrize("where", ["in training", "over the whole text"])
+def test_a_run_that_diverges_ends_all_with_3(start, tmp_path, workdir, where):
+    (low := tmp_path / "low.py").write_text("import rnn_lm.training.finish as it\nit.MAX_NLL = 0\n")
+    flags = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e38"]
+    for process in start(*(flags if where == "in training" else [f"--import={low}"])):
         code, out, (error,) = process.end()
         assert (code, out) == (3, "") and error.startswith("error: training diverged: ")
     assert (workdir / "diverged.json").exists()
