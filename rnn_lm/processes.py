@@ -1,6 +1,7 @@
 """What processes that train one model do together. Alone, a process is the first one, and agrees with itself."""
 
 import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import jax
 import numpy as np
 
 from rnn_lm.errors import UserError
+
+SEEN_SECONDS = 60  # until the file system of a network shows other machines a new file
+SHARE = "--workdir must be a folder that all processes share"
 
 
 def is_first() -> bool:
@@ -35,6 +39,23 @@ def check_same(values: Mapping[str, str], advice: str) -> None:
     for what, others in zip(values, different.T, strict=True):
         if others.any():
             raise UserError(f"process {others.argmax()} of the job has another {what} than process 0; {advice}")
+
+
+def check_shared(folder: Path) -> None:
+    """Raises UserError in all processes unless each sees, by the same name, the folder that the first one has."""
+    if jax.process_count() == 1:
+        return
+    mark = folder / f".job-{first(time.time())}"  # a name that nobody has looked up before, and may remember as missing
+    try:
+        if is_first():
+            mark.touch()
+        deadline = time.monotonic() + SEEN_SECONDS
+        while not mark.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        check_same({"--workdir": str(mark.exists())}, SHARE)
+    finally:
+        if is_first():
+            mark.unlink(missing_ok=True)
 
 
 def code_version() -> str:

@@ -50,6 +50,20 @@ def test_what_a_process_has_otherwise_is_named(of_three, different):
         processes.check_same(values, "advice")
 
 
+def test_a_folder_that_one_does_not_see(of_three, tmp_path):
+    def change(contents):
+        contents[2, -1] ^= 1
+
+    of_three(lambda contents: None)
+    processes.check_shared(tmp_path)
+    of_three(change)
+    with pytest.raises(
+        UserError, match="^process 2 of the job has another --workdir than process 0; --workdir must be"
+    ):
+        processes.check_shared(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_version_of_the_code_changes_with_each_file(monkeypatch, tmp_path):
     seen = set()
     monkeypatch.setattr(processes, "__file__", str(tmp_path / "processes.py"))

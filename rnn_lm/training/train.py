@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import jax
@@ -18,9 +18,9 @@ from rnn_lm.files import Json, path_of, read_json
 from rnn_lm.interrupts import Pending, Stopped, deferred_signals
 from rnn_lm.mesh import DataMesh
 from rnn_lm.nn import native
-from rnn_lm.processes import check_same, code_version, is_first, largest
+from rnn_lm.processes import SHARE, check_same, check_shared, code_version, is_first, largest
 from rnn_lm.program import batches_of
-from rnn_lm.runs.folder import CONFIG, NGRAM, SUMMARY, another_folder, check_folder, has_ended, is_done, read_diverged
+from rnn_lm.runs.folder import NGRAM, SUMMARY, another_folder, check_folder, has_ended, is_done, read_diverged
 from rnn_lm.runs.load import adopt, text_and_origin
 from rnn_lm.runs.lock import locked
 from rnn_lm.runs.origin import hashes_of
@@ -33,8 +33,6 @@ from rnn_lm.training.opening import model_lines, text_lines
 from rnn_lm.training.progress import Display, ProgressDisplay
 from rnn_lm.training.run import Run
 from rnn_lm.visible import visible
-
-SEEN_SECONDS = 60  # until a network's file system shows other machines a new file
 
 
 def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", on_line: OnLine | None = None) -> Json:
@@ -79,7 +77,7 @@ def train(config: ConfigDict, workdir: str | Path, *, profile: str | Path = "", 
     if not is_first():
         return _train_along(run, batches, mesh)
     say(*remarks(config), *text_lines(corpus, origin))
-    with locked(workdir), Baselines(workdir / NGRAM, corpus) as baselines:
+    with _locked(workdir), Baselines(workdir / NGRAM, corpus) as baselines:
         with deferred_signals() as pending:
             with closing(_trainer_of(run, batches, mesh)) as trainer:
                 say(*model_lines(trainer))
@@ -109,19 +107,23 @@ def _check_agreement(run: Run) -> None:
     check_same(values, "start all of them with the same command, code and folders")
 
 
+@contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Locks the folder against other jobs. The processes of this one must see the same folder."""
+    with locked(workdir):
+        check_shared(workdir)
+        yield
+
+
 def _trainer_of(run: Run, batches: Batches, mesh: DataMesh) -> Trainer:
-    """Opens the folder, and checks that all processes of a job see the same one."""
-    trainer, shared = Trainer([run], batches, mesh), "--workdir must be a folder that all processes share"
-    check_same({"checkpoint": str(trainer.first_step)}, shared)
-    deadline = time.monotonic() + SEEN_SECONDS
-    while not (run.workdir / CONFIG).exists() and time.monotonic() < deadline:  # the first process has written it
-        time.sleep(0.1)
-    check_same({"--workdir": str((run.workdir / CONFIG).exists())}, shared)
+    trainer = Trainer([run], batches, mesh)
+    check_same({"checkpoint": str(trainer.first_step)}, SHARE)
     return trainer
 
 
 def _train_along(run: Run, batches: Batches, mesh: DataMesh) -> Json:
     """What the other processes of a job do. They end when the first one has scored the run."""
+    check_shared(run.workdir)
     with deferred_signals() as pending:
         with closing(_trainer_of(run, batches, mesh)) as trainer:
             trainer.run(lambda: bool(pending.signum), Display())

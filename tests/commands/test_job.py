@@ -239,12 +239,12 @@ def test_a_process_that_waits_for_the_others_can_be_stopped_and_gives_up(start, 
 
 
 @pytest.mark.slow
-def test_folders_that_are_not_shared(start, tmp_path):
-    (soon := tmp_path / "soon.py").write_text("import rnn_lm.training.train as it\nit.SEEN_SECONDS = 1\n")
+def test_folders_that_are_not_shared(start, tmp_path, workdir):
+    (soon := tmp_path / "soon.py").write_text("import rnn_lm.processes as it\nit.SEEN_SECONDS = 1\n")
     for process in start(f"--import={soon}", each=((), (f"--workdir={tmp_path / 'elsewhere'}",))):
         code, out, (error,) = process.end()
         assert (code, out) == (2, "") and error.endswith("--workdir must be a folder that all processes share")
-    assert not (tmp_path / "elsewhere").exists()
+    assert not (tmp_path / "elsewhere").exists() and not workdir.exists()
 
 
 @pytest.mark.slow
