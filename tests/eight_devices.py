@@ -127,10 +127,11 @@ def test_a_run_goes_on_with_fewer_devices(text_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_teams_of_a_sweep(text_file, tmp_path, monkeypatch):
-    """Two devices a member, because the config says so: the results are those of one."""
-    given = [{"seed": 0}, {"seed": 1}, {"seed": 2}]
-    config = small_config(text_file, **LEARNING | {"steps": 12})
+@pytest.mark.parametrize("mode, count", [("sequential", 3), ("vmap", 5)])
+def test_teams_of_a_sweep(mode, count, text_file, tmp_path, monkeypatch):
+    """Two devices a job, because the config says so: the results are those of one."""
+    given = [{"seed": seed} for seed in range(count)]
+    config = small_config(text_file, **LEARNING | {"steps": 12, "sweep__mode": mode})
     sizes, original = [], module.DataMesh.on
     monkeypatch.setattr(module.DataMesh, "on", lambda team: sizes.append(len(team)) or original(team))
     alone = module.sweep(config, given, tmp_path / "alone")

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from rnn_lm.config import check_config
 from rnn_lm.errors import UserError
+from rnn_lm.members import Members
 from rnn_lm.mesh import AXIS, DataMesh
 from rnn_lm.program import batches_of, program_of
 from rnn_lm.runs.load import text_and_origin
@@ -34,14 +35,17 @@ def test_more_on_eight_devices():
     on_eight_devices("slow")
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_a_divided_step_is_lowered_without_foreign_calls_and_adds_up_once(platform, text_file):
+@pytest.mark.parametrize("platform, count", [("cuda", 1), ("cuda", 2), ("tpu", 1)])
+def test_a_divided_step_is_lowered_without_foreign_calls_and_adds_up_once(platform, count, text_file):
     config = small_config(text_file, batch_size=8, model__cell="gru", mesh__data=8)
     corpus, _ = text_and_origin(config)
     program, numbers = program_of(config, len(corpus.vocabulary))
-    given = new_state(program, numbers.arrays()), jnp.int32(9), batches_of(program, corpus), numbers.arrays()
+    members = Members(count)
+    state, numbers = members.stack(count * [(new_state(program, numbers.arrays()), numbers.arrays())])
+    given = state, jnp.int32(9), batches_of(program, corpus), numbers
     mesh = DataMesh(AbstractMesh((8,), (AXIS,), (AxisType.Auto,)))
-    text = train_steps.trace(*given, program=program, mesh=mesh).lower(lowering_platforms=(platform,)).as_text()
+    traced = train_steps.trace(*given, program=program, members=members, mesh=mesh)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert "custom_call" not in text and "all_gather" not in text
     assert text.count('"stablehlo.all_reduce"') == 1  # the loss and all gradients
 

@@ -51,7 +51,7 @@ def choice(
         axes = jax.tree.map(lambda mapped: 0 if mapped else None, is_mapped)
         fast_many = many(size) if many is not None else None
         if fast_many is None:
-            made = jax.vmap(slow, axes, axis_size=size)(*arguments)
+            made = alike((jax.vmap(slow, axes, axis_size=size)(*arguments), arguments))[0]  # as `chosen` does
         else:
             spread = lambda mapped, x: x if mapped else jnp.broadcast_to(x, (size, *x.shape))  # noqa: E731
             arguments = jax.tree.map(spread, tuple(is_mapped), arguments)
