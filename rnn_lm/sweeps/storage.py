@@ -24,7 +24,7 @@ class _Flock:
         self._path = path
 
     def acquire(self) -> bool:
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT)
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(self._handle, fcntl.LOCK_EX)
         return True
 

@@ -97,7 +97,7 @@ class Study:
             for path in self._workers.iterdir():
                 if path.name != ALONE and not self._is_alive(path.name):
                     path.unlink()
-            self._lock = os.open(self._workers / self.worker, os.O_CREAT | os.O_RDWR)
+            self._lock = os.open(self._workers / self.worker, os.O_CREAT | os.O_RDWR, 0o666)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def close(self) -> None:
@@ -127,12 +127,11 @@ class Study:
         trial.set_user_attr(WORKER, self.worker)
         if OVERRIDES not in trial.user_attrs:
             overrides = draw(trial)
-            for other in trials:
-                is_same = other.user_attrs.get(OVERRIDES) == overrides and REPEATS not in other.user_attrs
-                if is_same and other.number < trial.number:
+            for other in trials[: trial.number]:
+                if other.user_attrs.get(OVERRIDES) == overrides and REPEATS not in other.user_attrs:
                     trial.set_user_attr(REPEATS, other.number)
-                    if self._config.sweep.sampler == "grid":  # what is left of it is being trained
-                        self._study.set_user_attr(EXHAUSTED, True)
+                if self._config.sweep.sampler == "grid" and other.params == trial.params:
+                    self._study.set_user_attr(EXHAUSTED, True)  # what is left of it is being trained
             trial.set_user_attr(OVERRIDES, overrides)
         ended = False
         if (repeats := trial.user_attrs.get(REPEATS)) is None:

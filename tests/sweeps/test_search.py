@@ -137,6 +137,18 @@ def test_a_grid_ends_when_it_has_been_searched(text_file, tmp_path):
     assert len(search(config, grid, tmp_path / "grid")["members"]) == 3
 
 
+def test_a_grid_goes_on_after_combinations_with_equal_overrides(text_file, tmp_path):
+    def grid(trial):
+        chosen, unused = trial.suggest_categorical("chosen", [0, 1, 2]), trial.suggest_categorical("unused", [0, 1])
+        return {"seed": chosen * unused}  # 0 for four of the six
+
+    config = config_of(text_file, sweep__trials=9, sweep__sampler="grid", steps=5)
+    search(config, grid, tmp_path / "grid")
+    rows = assert_accounted_for(tmp_path / "grid", 6)
+    assert {row["overrides"]["seed"] for row in rows} == {0, 1, 2}
+    assert sum("repeats" in row for row in rows) == 3
+
+
 @pytest.mark.parametrize("mode", ["sequential", "vmap"])
 def test_trials_that_are_worse_are_pruned_and_the_others_go_on(text_file, tmp_path, monkeypatch, mode):
     """A pruner that gives up the even trials at step 10."""
