@@ -5,6 +5,7 @@ import signal
 import time
 from unittest.mock import ANY
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
