@@ -89,19 +89,21 @@ class DataMesh:
 
     def put(self, tree: Tree, specs: Any = WHOLE) -> Tree:
         """Places arrays that are the same in all processes on the devices."""
-        if self.mesh is None:
+        return self._with_shardings(_placed, tree, specs)
+
+    def shapes(self, tree: Tree, specs: Any = WHOLE) -> Tree:
+        """The shapes of arrays, with the places that `put` gives them."""
+        return self._with_shardings(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, specs)
+
+    def _with_shardings(self, function: Callable[[Any, NamedSharding], Any], tree: Tree, specs: Any) -> Tree:
+        mesh = self.mesh
+        if mesh is None:
             return tree
 
-        def place(spec: PartitionSpec, part: Tree) -> Tree:
-            return jax.tree.map(lambda x: self._placed(np.asarray(x), spec), part)
+        def of_part(spec: PartitionSpec, part: Tree) -> Tree:
+            return jax.tree.map(lambda x: function(x, NamedSharding(mesh, spec)), part)
 
-        return jax.tree.map(place, specs, tree, is_leaf=lambda x: isinstance(x, PartitionSpec))
-
-    def _placed(self, x: np.ndarray, spec: PartitionSpec) -> Array:
-        assert self.mesh is not None
-        if x.ndim < len(spec):
-            raise UserError("config.mesh.data: an array of the carry has no axis of rows, so it cannot be divided")
-        return jax.make_array_from_callback(x.shape, NamedSharding(self.mesh, spec), lambda index: x[index])
+        return jax.tree.map(of_part, specs, tree, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
     def get(self, tree: Tree) -> Tree:
         """Arrays on the host, whole, also where parts of them are in other processes."""
@@ -114,6 +116,13 @@ class DataMesh:
     def first(self, tree: Tree) -> Tree:
         """What all devices have, on the first one of this process alone."""
         return tree if self.mesh is None else jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+def _placed(x: Any, sharding: NamedSharding) -> Array:
+    whole = np.asarray(x)
+    if whole.ndim < len(sharding.spec):
+        raise UserError("config.mesh.data: an array of the carry has no axis of rows, so it cannot be divided")
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 ONE_DEVICE = DataMesh()

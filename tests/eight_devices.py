@@ -12,7 +12,7 @@ from flax import nnx
 from rnn_lm.errors import UserError
 from rnn_lm.inference.evaluate import evaluate, evaluate_members
 from rnn_lm.members import ONE
-from rnn_lm.mesh import DataMesh, rows_at
+from rnn_lm.mesh import WHOLE, DataMesh, rows_at
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.registry import CELLS
 from rnn_lm.program import batches_of, program_of
@@ -158,6 +158,15 @@ def test_what_has_no_rows_cannot_be_divided():
     """Such as a carry that counts steps."""
     with pytest.raises(UserError, match="config.mesh.data: an array of the carry has no axis of rows"):
         DataMesh.of(8).put({"h": np.zeros((8, 3)), "count": np.zeros(())}, rows_at(0))
+
+
+def test_shapes_have_the_places_of_arrays():
+    """Or the check of memory would compile another program than the one that trains."""
+    tree, specs = (np.zeros((8, 3)), np.zeros(2)), (rows_at(0), WHOLE)
+    mesh = DataMesh.of(8)
+    for shape, array in zip(mesh.shapes(tree, specs), mesh.put(tree, specs), strict=True):
+        assert shape.shape == array.shape and shape.sharding == array.sharding
+    assert mesh.shapes(tree, specs)[0].sharding.shard_shape((8, 3)) == (1, 3)
 
 
 def test_keys_of_sequences_draw_for_each_by_itself():

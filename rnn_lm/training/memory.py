@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from rnn_lm.data.batches import Batches
 from rnn_lm.errors import UserError
 from rnn_lm.members import Members
-from rnn_lm.mesh import ONE_DEVICE, DataMesh
+from rnn_lm.mesh import ONE_DEVICE, WHOLE, DataMesh
 from rnn_lm.program import Numbers, Program
-from rnn_lm.training.step import new_state, train_steps
+from rnn_lm.training.step import new_state, specs_of, train_steps
 
 
 def check_memory(program: Program, numbers: Numbers) -> None:
@@ -44,7 +44,8 @@ def members_that_fit(
         stacked = jax.tree.map(lambda a, n=count: jax.ShapeDtypeStruct((n, *a.shape), a.dtype), (state, numbers))
         # As the Trainer passes them, to compile only once.
         static = {"program": program, "members": Members(count), "mesh": mesh}
-        compiled = train_steps.lower(stacked[0], jnp.int32(0), batches, stacked[1], **static).compile()
+        given, own, until = mesh.shapes((*stacked, jnp.int32(0)), (specs_of(Members(count)), WHOLE, WHOLE))
+        compiled = train_steps.lower(given, until, batches, own, **static).compile()
         needed, available = _bytes_of(compiled), min(map(available_bytes, batches.rows.devices()))
         if needed <= available:
             break
