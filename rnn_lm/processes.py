@@ -24,7 +24,7 @@ def largest(value: float) -> float:
     return value if jax.process_count() == 1 else float(_of_all(np.float64(value).tobytes()).view(np.float64).max())
 
 
-def first(value: float) -> float:
+def of_first(value: float) -> float:
     """The value of the first process."""
     return value if jax.process_count() == 1 else float(_of_all(np.float64(value).tobytes()).view(np.float64)[0, 0])
 

@@ -8,7 +8,7 @@ from rnn_lm.errors import UserError
 
 def test_one_process_is_the_first_and_agrees_with_itself():
     assert processes.is_first()
-    assert processes.largest(0.1) == processes.first(0.1) == 0.1
+    assert processes.largest(0.1) == processes.of_first(0.1) == 0.1
     processes.check_same({"text": "a"}, "advice")
 
 
@@ -33,7 +33,7 @@ def test_the_largest_and_the_first_value_to_the_bit(of_three):
         contents.view(np.float64)[:, 0] = 0.1, 1 / 3, -5.0
 
     of_three(change)
-    assert processes.largest(-5.0) == 1 / 3 and processes.first(-5.0) == 0.1
+    assert processes.largest(-5.0) == 1 / 3 and processes.of_first(-5.0) == 0.1
 
 
 @pytest.mark.parametrize("different", [0, 1, 2])

@@ -20,7 +20,7 @@ from rnn_lm.keys import named_key
 from rnn_lm.members import Members
 from rnn_lm.mesh import ONE_DEVICE, DataMesh
 from rnn_lm.nn.models import LanguageModel
-from rnn_lm.processes import first, is_first, largest
+from rnn_lm.processes import is_first, largest, of_first
 from rnn_lm.program import Numbers, model_of
 from rnn_lm.training.progress import Display
 from rnn_lm.training.run import Run
@@ -205,7 +205,7 @@ class Trainer:
         samples = self._samples(step, prompt) if is_first() else None
         better = []
         for i, run in self._at(step):
-            nll = first(scores[i].nll)  # sums on other kinds of CPU round differently
+            nll = of_first(scores[i].nll)  # sums on other kinds of CPU round differently
             perplexity = run.log_valid(step, nll)["perplexity"]
             if run.diverged:
                 continue
