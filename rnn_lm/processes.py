@@ -45,7 +45,9 @@ def check_shared(folder: Path) -> None:
     """Raises UserError in all processes unless each sees, by the same name, the folder that the first one has."""
     if jax.process_count() == 1:
         return
-    mark = folder / f".job-{first(time.time())}"  # a name that nobody has looked up before, and may remember as missing
+    mark = (
+        folder / f".job-{of_first(time.time())}"
+    )  # a name that nobody has looked up before, and may remember as missing
     try:
         if is_first():
             mark.touch()

@@ -1,6 +1,7 @@
 """Sweeps: many runs, grouped into jobs of one program, on all devices."""
 
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,12 +42,13 @@ Team = Sequence[jax.Device]  # that train a job together
 
 
 def use_all_cores() -> None:
-    """Makes each CPU core a device. It has no effect after JAX's first computation.
+    """Makes each CPU core a device, unless JAX_NUM_CPU_DEVICES says how many. No effect after JAX's first computation.
 
     The devices share their threads, so a run has the same bits as alone.
     """
     with suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", usable_cores())
+        if "JAX_NUM_CPU_DEVICES" not in os.environ:
+            jax.config.update("jax_num_cpu_devices", usable_cores())
 
 
 def leaves_idle(config: ConfigDict) -> bool:

@@ -18,7 +18,8 @@ from rnn_lm.training.step import new_state, specs_of, train_steps
 def check_memory(program: Program, numbers: Numbers) -> None:
     """Raises UserError if the state exceeds the memory of a CPU: XLA may hang when an allocation fails there."""
     state = jax.eval_shape(partial(new_state, program), numbers)
-    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    copies = min(program.mesh_data, jax.local_device_count())
+    needed = copies * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     available = physical_bytes()
     if jax.default_backend() == "cpu" and needed > available:
         raise UserError(

@@ -167,9 +167,9 @@ class Run:
         self._record.write_sample(step, perplexity, text)
 
     def save(self, step: int, state: TrainState) -> None:
+        """Saves a state that is on the host."""
         if step == self.saved_step:
             return
-        state = jax.device_get(state)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.carry))):
             self.diverge(step, "a parameter")
             return

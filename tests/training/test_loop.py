@@ -221,7 +221,7 @@ def test_validation_lines_are_what_evaluate_says(tmp_path, text_file):
 def test_nothing_that_is_not_finite_is_saved(tmp_path, text_file, monkeypatch, where):
     def ruin(self, *arguments):
         state = arguments[-1] if where == "parameter" else self.state
-        state.params.w_hq[...] = jnp.asarray(state.params.w_hq[...]).at[0, 0].set(np.nan)
+        state.params.w_hq.set_value(jnp.asarray(state.params.w_hq[...]).at[0, 0].set(np.nan))
         return original(self, *arguments)
 
     owner, name = {"parameter": (Run, "save"), "validation perplexity": (module.Trainer, "_evaluate")}[where]
