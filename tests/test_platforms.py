@@ -19,6 +19,7 @@ from rnn_lm.config import complete_config
 from rnn_lm.data.corpus import load_corpus
 from rnn_lm.inference import generate as generation
 from rnn_lm.members import Members
+from rnn_lm.mesh import ONE_DEVICE
 from rnn_lm.nn import native
 from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.models import RNNLM
@@ -95,8 +96,8 @@ def test_nor_do_steps_of_several_members_an_evaluation_and_a_generation(small_co
     graphdef, weights = nnx.split(model)
     tokens = jnp.zeros((T, B), jnp.int32)
     read = lowered(
-        rnn_lm.inference.reading._read_window, graphdef, Members(1), weights, model.initialize_carry(B), tokens, tokens,
-        jnp.ones((T, B), bool), platform=platform,
+        rnn_lm.inference.reading._read_window, graphdef, Members(1), ONE_DEVICE, weights, model.initialize_carry(B),
+        tokens, tokens, jnp.ones((T, B), bool), platform=platform,
     )  # fmt: skip
     assert "while" in read and "rnn_lm_" not in read
     state = nnx.state(model)

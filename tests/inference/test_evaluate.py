@@ -70,9 +70,9 @@ def test_a_large_vocabulary_does_not_take_memory_without_bound(ids, monkeypatch)
     sizes = []
     original = reading._read_window
 
-    def read_window(graphdef, rest, params, carry, *window):
+    def read_window(graphdef, members, mesh, weights, carry, *window):
         sizes.append(window[0].size)
-        return original(graphdef, rest, params, carry, *window)
+        return original(graphdef, members, mesh, weights, carry, *window)
 
     monkeypatch.setattr(reading, "_read_window", read_window)
     monkeypatch.setattr(reading, "MAX_LOGITS", 60)
