@@ -70,9 +70,9 @@ def assert_close(ours, theirs):
 
 
 CASES = [
-    *((cell, "carried") for cell in ("elman", "gru", "lstm")),
-    ("foreign", "embedded"),
     ("gru", "dropout"),
+    *(pytest.param(cell, "carried", marks=pytest.mark.slow) for cell in ("elman", "gru")),
+    pytest.param("foreign", "embedded", marks=pytest.mark.slow),
     *(pytest.param("lstm", name, marks=pytest.mark.slow) for name in OPTIONS if name not in ("before", "mlp")),
     *(pytest.param("gru", name, marks=pytest.mark.slow) for name in ("before", "window", "random")),
     pytest.param("elman", "mlp", marks=pytest.mark.slow),
