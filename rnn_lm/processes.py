@@ -21,12 +21,12 @@ def is_first() -> bool:
 
 def largest(value: float) -> float:
     """The largest value that a process has, to the bit. All of them must ask, in the same order."""
-    return value if jax.process_count() == 1 else float(_of_all(np.float64(value).tobytes()).view(np.float64).max())
+    return float(_values(value).max())
 
 
 def of_first(value: float) -> float:
     """The value of the first process."""
-    return value if jax.process_count() == 1 else float(_of_all(np.float64(value).tobytes()).view(np.float64)[0, 0])
+    return float(_values(value)[0])
 
 
 def check_same(values: Mapping[str, str], advice: str) -> None:
@@ -45,9 +45,8 @@ def check_shared(folder: Path) -> None:
     """Raises UserError in all processes unless each sees, by the same name, the folder that the first one has."""
     if jax.process_count() == 1:
         return
-    mark = (
-        folder / f".job-{of_first(time.time())}"
-    )  # a name that nobody has looked up before, and may remember as missing
+    # A name that nobody has looked up before, and may remember as missing.
+    mark = folder / f".job-{of_first(time.time())}"
     try:
         if is_first():
             mark.touch()
@@ -65,6 +64,12 @@ def code_version() -> str:
     root = Path(__file__).parent
     files = sorted(path for kind in ("py", "h", "cc") for path in root.rglob(f"*.{kind}"))
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+
+
+def _values(value: float) -> np.ndarray:
+    """The values of all processes, to the bit."""
+    own = np.array([value], np.float64)
+    return own if jax.process_count() == 1 else _of_all(own.tobytes()).view(np.float64)[:, 0]
 
 
 def _of_all(content: bytes) -> np.ndarray:

@@ -95,6 +95,18 @@ def small_config(text_file, **changes):
     return complete_config(given)
 
 
+# A config file for the verb sweep; takes steps, trials and the path of a text.
+SEARCH_FILE = """
+def get_config():
+    return {{"batch_size": 4, "segment_length": 8, "steps": {steps}, "eval_every": 50, "save_every": 50,
+             "model": {{"num_hiddens": 8}}, "sweep": {{"trials": {trials}, "pruner": "none"}},
+             "corpus": {{"path": {path!r}, "valid_fraction": 0.1, "test_fraction": 0.1}}}}
+
+def search(trial):
+    return {{"optimizer.learning_rate": trial.suggest_float("rate", 1e-3, 0.1, log=True)}}
+"""
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory, text_file):
     """The folder of a finished run. Tests read it; those that write copy it first."""

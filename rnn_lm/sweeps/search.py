@@ -23,7 +23,7 @@ from rnn_lm.runs.record import OnLine
 from rnn_lm.sweeps.lists import Override
 from rnn_lm.sweeps.members import Member, Texts, check_members, member_of, name_of
 from rnn_lm.sweeps.results import NGRAMS, PLOTS, RESULTS, TABLE, Results, outcome_of, row_of
-from rnn_lm.sweeps.sweep import MODES, plan, teams_of, train_jobs
+from rnn_lm.sweeps.sweep import MODES, lines_of, plan, teams_of, train_jobs
 from rnn_lm.training.opening import text_lines
 from rnn_lm.training.progress import SweepDisplay
 from rnn_lm.training.train import remarks
@@ -90,12 +90,6 @@ def _work(study: "Study", members: "_Members", workdir: Path, command: Sequence[
     """Trains trials until none is left to be drawn or taken up."""
     config, results = members.config, _SearchResults(workdir, members, study, command)
     results.write()
-    one_at_a_time = threading.Lock()
-
-    def line_of(member: Member, line: Json) -> None:
-        if on_line is not None:
-            with one_at_a_time:
-                on_line(line | {"member": member.name})
 
     def end(row: Json) -> None:
         study.tell(members.numbers[row["name"]], row["status"], (row["valid"] or {}).get("nll"))
@@ -114,7 +108,7 @@ def _work(study: "Study", members: "_Members", workdir: Path, command: Sequence[
                 workdir / NGRAMS,
                 stop=lambda: bool(pending.signum),
                 on_end=end,
-                on_line=line_of,
+                on_line=lines_of(on_line),
                 teams=teams,
                 prune=prune,
             )

@@ -7,8 +7,8 @@ file for as long as its process lives, and a running trial whose worker's lock i
 import fcntl
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -84,7 +84,7 @@ class Study:
         self.worker = uuid4().hex
         opened = database(storage) if storage else None
         self._workers.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with alone_in(self._workers):
             try:
                 self._study = self._open(workdir, opened, hashes)
             except UserError:
@@ -102,7 +102,7 @@ class Study:
 
     def close(self) -> None:
         """Leaves trials that are still running to other workers."""
-        with self._alone():
+        with alone_in(self._workers):
             (self._workers / self.worker).unlink(missing_ok=True)
             os.close(self._lock)  # unlocks
 
@@ -111,7 +111,7 @@ class Study:
 
         `draw` makes the overrides of a trial. Asking is one worker's at a time, so that all draws know of each other.
         """
-        with self._alone():
+        with alone_in(self._workers):
             trials = self._all()
             for trial in trials:
                 if trial.state == TrialState.RUNNING and self._is_left(trial, trials):
@@ -172,7 +172,7 @@ class Study:
 
     def tell(self, number: int, status: str, nll: float | None) -> None:
         """Tells how a trial has ended, and all that repeat it."""
-        with self._alone():
+        with alone_in(self._workers):
             self._tell(number, STATES[status], nll)
             self._trials.pop(number, None)
             trials = self._all()
@@ -226,11 +226,6 @@ class Study:
             warnings.simplefilter("ignore")
             evaluator = PedAnovaImportanceEvaluator(evaluate_on_local=False)
             return get_param_importances(self._study, evaluator=evaluator)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with alone_in(self._workers):
-            yield
 
     def _open(self, workdir: Path, storage: BaseStorage | None, hashes: Hashes) -> optuna.Study:
         """The study of the folder, which knows its name. The study knows the folder's number and the config."""

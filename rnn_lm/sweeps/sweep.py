@@ -131,17 +131,10 @@ def sweep(
     mine = members[shard[0] :: shard[1]]
     results = Results(workdir, members, command)
     results.write()
-    one_at_a_time = threading.Lock()
-
-    def line_of(member: Member, line: Json) -> None:
-        if on_line is not None:
-            with one_at_a_time:
-                on_line(line | {"member": member.name})
-
     with deferred_signals() as pending:
         try:
             train_members(
-                mine, workdir / NGRAMS, stop=lambda: bool(pending.signum), on_end=results.add, on_line=line_of
+                mine, workdir / NGRAMS, stop=lambda: bool(pending.signum), on_end=results.add, on_line=lines_of(on_line)
             )
         finally:
             results.write()
@@ -155,6 +148,18 @@ def sweep(
     if all(row["status"] == "diverged" for row in result["members"]):
         raise Diverged(f"all members of the sweep diverged; see {workdir / RESULTS}; try smaller learning rates")
     return result
+
+
+def lines_of(on_line: OnLine | None) -> Callable[[Member, Json], None]:
+    """Hands lines of members, which come from several threads, to `on_line` with their names, one at a time."""
+    one_at_a_time = threading.Lock()
+
+    def line_of(member: Member, line: Json) -> None:
+        if on_line is not None:
+            with one_at_a_time:
+                on_line(line | {"member": member.name})
+
+    return line_of
 
 
 def train_members(

@@ -4,23 +4,15 @@ import re
 
 import pytest
 
+from tests.conftest import SEARCH_FILE
+
 pytest.importorskip("optuna")
-
-FILE = """
-def get_config():
-    return {{"batch_size": 4, "segment_length": 8, "steps": {steps}, "eval_every": 50, "save_every": 50,
-             "model": {{"num_hiddens": 8}}, "sweep": {{"trials": {trials}, "pruner": "none"}},
-             "corpus": {{"path": {path!r}, "valid_fraction": 0.1, "test_fraction": 0.1}}}}
-
-def search(trial):
-    return {{"optimizer.learning_rate": trial.suggest_float("rate", 1e-3, 0.1, log=True)}}
-"""
 
 
 @pytest.mark.slow
 def test_a_command_line_of_a_search(tmp_path, text_file, cli):
     path, workdir = tmp_path / "rates.py", tmp_path / "search"
-    path.write_text(FILE.format(steps=60, trials=12, path=str(text_file)))
+    path.write_text(SEARCH_FILE.format(steps=60, trials=12, path=str(text_file)))
     code, out, err = cli("sweep", f"--config={path}", f"--workdir={workdir}")
     assert code == 0 and "Lowest validation nats as trials finished: " in out
     assert "Importance for the loss, by PED-ANOVA over the finished trials: rate 100%" in out.replace("\n", " ")
@@ -42,6 +34,6 @@ def test_a_command_line_of_a_search(tmp_path, text_file, cli):
 )
 def test_mistakes_on_the_command_line(tmp_path, text_file, cli, more, flags, message):
     path = tmp_path / "rates.py"
-    path.write_text(FILE.format(steps=60, trials=12, path=str(text_file)) + more)
+    path.write_text(SEARCH_FILE.format(steps=60, trials=12, path=str(text_file)) + more)
     code, _, err = cli("sweep", f"--config={path}", f"--workdir={tmp_path / 'x'}", *flags)
     assert code == 2 and message in err and len(err.splitlines()) == 1 and not (tmp_path / "x").exists()

@@ -26,7 +26,7 @@ from rnn_lm.sweeps.search import search  # noqa: E402
 from rnn_lm.sweeps.storage import in_our_words  # noqa: E402
 from rnn_lm.sweeps.study import SAMPLERS, Study, identity_of  # noqa: E402
 from rnn_lm.sweeps.sweep import sweep  # noqa: E402
-from tests.conftest import small_config  # noqa: E402
+from tests.conftest import SEARCH_FILE, small_config  # noqa: E402
 from tests.training.test_loop import assert_same_run, stop_at  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -371,17 +371,6 @@ def test_the_identity_of_a_study_has_what_its_losses_depend_on(text_file):
     assert not {"log_every", "save_every", "sweep.mode", "sweep.trials", "corpus.path"} & known.keys()
 
 
-FILE = """
-def get_config():
-    return {{"batch_size": 4, "segment_length": 8, "steps": {steps}, "eval_every": 50, "save_every": 50,
-             "model": {{"num_hiddens": 8}}, "sweep": {{"trials": {trials}, "pruner": "none"}},
-             "corpus": {{"path": {path!r}, "valid_fraction": 0.1, "test_fraction": 0.1}}}}
-
-def search(trial):
-    return {{"optimizer.learning_rate": trial.suggest_float("rate", 1e-3, 0.1, log=True)}}
-"""
-
-
 def started(path, workdir):
     command = [sys.executable, str(ROOT / "run.py"), "sweep", f"--config={path}", f"--workdir={workdir}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -399,7 +388,7 @@ def wait_until(condition, worker):
 @pytest.mark.slow
 def test_a_worker_that_is_killed_while_it_trains_leaves_its_trials_to_another(tmp_path, text_file):
     path, workdir = tmp_path / "rates.py", tmp_path / "search"
-    path.write_text(FILE.format(steps=3000, trials=5, path=str(text_file)))
+    path.write_text(SEARCH_FILE.format(steps=3000, trials=5, path=str(text_file)))
     first = started(path, workdir)
     try:
         wait_until(lambda: [*workdir.glob("00*/checkpoints/*")], first)
