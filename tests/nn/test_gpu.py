@@ -170,8 +170,36 @@ def test_there_are_no_kernels_unless_asked_for(monkeypatch):
     assert gpu.is_wanted() and native.wanted()[1]
 
 
-def gradient(cell, x, carry, members=0, **options):
-    """Outputs, the last carry and all gradients, by the kernels or by the scan."""
+CONFIGURATIONS = [
+    ("tanh", 64, 5, {}),
+    ("tanh", 512, 40, {}),  # was wrong from the second run on
+    ("gru", 128, 100, {"resets": True}),
+    ("gru", 128, 2048, {}),
+    ("gru", 128, 4096, {"resets": True}),  # clusters
+    ("lstm", 70, 70, {"lengths": True, "reverse": True}),
+    ("lstm", 256, 64, {"tf32": True}),
+    ("relu", 200, 130, {"resets": True, "lengths": True, "truncation": True}),
+    ("gru", 512, 64, {"tf32": True, "resets": True}),
+    ("lstm", 512, 20, {"tf32": True}),  # 16 units a block
+    ("gru", 64, 40, {"members": 5, "resets": True}),
+    ("lstm", 128, 40, {"members": 33}),
+    ("lstm", 128, 256, {"dtype": "bfloat16", "resets": True}),
+]
+
+
+def traced_gradient(kind, hidden, batch, *, dtype=None, resets=False, lengths=False, truncation=False, members=0,
+                    reverse=False, tf32=False):  # fmt: skip
+    """Outputs, the last carry and all gradients, by the kernels or by the scan; and the arguments."""
+    del tf32
+    steps, options = 24, {"reverse": reverse}
+    cell = make_cell(kind, hidden, dtype=dtype)
+    x, carry = jax.random.normal(jax.random.key(2), (steps, batch, D)), normal(3, cell.initialize_carry((batch, D)))
+    if resets:
+        options["resets"] = jax.random.bernoulli(jax.random.key(4), 0.1, (steps, batch))
+    if lengths:
+        options["lengths"] = jax.random.randint(jax.random.key(5), (batch,), 0, steps + 1)
+    if truncation:
+        options["truncation"] = RandomizedTruncation(0.6, jax.random.key(6))
     graphdef, params = nnx.split(cell, nnx.Param)
     w = jax.random.normal(jax.random.key(8), (*x.shape[:2], cell.hidden_features))
 
@@ -184,9 +212,18 @@ def gradient(cell, x, carry, members=0, **options):
         scale = 1 + jnp.arange(members) / members
         params, carry = jax.tree.map(lambda a: a * scale.reshape(-1, *(1,) * a.ndim), (params, carry))
         run = jax.vmap(run, (0, 0, None))
-    compiled = jax.jit(run).lower(params, carry, x).compile()
-    kernels = compiled.as_text().count('custom_call_target="mosaic_gpu')
-    return [jax.device_get(compiled(params, carry, x)) for _ in range(12 if kernels else 1)], kernels
+    return jax.jit(run).trace(params, carry, x), (params, carry, x)
+
+
+@pytest.mark.parametrize("kind, hidden, batch, options", CONFIGURATIONS)
+def test_kernels_are_lowered_without_a_gpu(kind, hidden, batch, options, monkeypatch):
+    monkeypatch.setitem(os.environ, "RNN_LM_GPU_KERNELS", "1")
+    monkeypatch.setattr(gpu, "is_possible", lambda: True)
+    monkeypatch.setattr(gpu, "cores", lambda: CORES)
+    with jax.default_matmul_precision("high" if "tf32" in options else "highest"):
+        traced, _ = traced_gradient(kind, hidden, batch, **options)
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert program.count("stablehlo.custom_call @mosaic_gpu") == 2
 
 
 def states_and_d_carry(made):
@@ -195,49 +232,25 @@ def states_and_d_carry(made):
 
 
 @on_device
-@pytest.mark.parametrize(
-    "kind, hidden, batch, options",
-    [
-        ("tanh", 64, 5, {}),
-        ("tanh", 512, 40, {}),  # was wrong from the second run on
-        ("gru", 128, 100, {"resets": True}),
-        ("gru", 128, 2048, {}),
-        ("gru", 128, 4096, {"resets": True}),  # clusters
-        ("lstm", 70, 70, {"lengths": True, "reverse": True}),
-        ("lstm", 256, 64, {"tf32": True}),
-        ("relu", 200, 130, {"resets": True, "lengths": True, "truncation": True}),
-        ("gru", 512, 64, {"tf32": True, "resets": True}),
-        ("lstm", 512, 20, {"tf32": True}),
-        ("gru", 64, 40, {"members": 5, "resets": True}),
-        ("lstm", 128, 40, {"members": 33}),
-        ("lstm", 128, 256, {"dtype": "bfloat16", "resets": True}),
-    ],
-)
+@pytest.mark.parametrize("kind, hidden, batch, options", CONFIGURATIONS)
 def test_on_the_device_kernels_equal_the_scan(kind, hidden, batch, options, monkeypatch):
-    steps, tf32, dtype = 24, options.pop("tf32", False), options.pop("dtype", None)
-    cell = make_cell(kind, hidden, dtype=dtype)
-    x, carry = jax.random.normal(jax.random.key(2), (steps, batch, D)), normal(3, cell.initialize_carry((batch, D)))
-    if options.pop("resets", False):
-        options["resets"] = jax.random.bernoulli(jax.random.key(4), 0.1, (steps, batch))
-    if options.pop("lengths", False):
-        options["lengths"] = jax.random.randint(jax.random.key(5), (batch,), 0, steps + 1)
-    if options.pop("truncation", False):
-        options["truncation"] = RandomizedTruncation(0.6, jax.random.key(6))
-    found = {}
+    tf32, found = "tf32" in options, {}
     for on, precision in (("0", "highest"), ("0", "high"), ("1", "high" if tf32 else "highest")):
         monkeypatch.setitem(os.environ, "RNN_LM_GPU_KERNELS", on)
         with jax.default_matmul_precision(precision):
-            (first, *again), kernels = gradient(cell, x, carry, **options)
-            assert kernels == (2 if on == "1" else 0)
-            for other in again:
-                assert max(errors(states_and_d_carry(other), states_and_d_carry(first))) == 0
-                assert max(errors(other, first)) < 1e-6  # XLA may add in another order
-            found[on, precision] = first
+            traced, arguments = traced_gradient(kind, hidden, batch, **options)
+            compiled = traced.lower().compile()
+        assert compiled.as_text().count('custom_call_target="mosaic_gpu') == (2 if on == "1" else 0)
+        first, *again = (jax.device_get(compiled(*arguments)) for _ in range(12 if on == "1" else 1))
+        for other in again:
+            assert max(errors(states_and_d_carry(other), states_and_d_carry(first))) == 0
+            assert max(errors(other, first)) < 1e-6  # XLA may add in another order
+        found[on, precision] = first
     exact = found["0", "highest"]
     if tf32:
         assert max(errors(found["1", "high"], exact)) < 1.5 * max(errors(found["0", "high"], exact))
     else:
-        assert max(errors(found["1", "highest"], exact)) < (5e-3 if dtype else 2e-5)
+        assert max(errors(found["1", "highest"], exact)) < (5e-3 if "dtype" in options else 2e-5)
 
 
 @on_device

@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 from rnn_lm.nn.controls import enter, keep
 from rnn_lm.nn.gpu.plan import ROWS, Plan
-from rnn_lm.nn.gpu.tile import Tile, plgpu, shared, terms_of
+from rnn_lm.nn.gpu.tile import Tile, plgpu, shared, store, terms_of
 
 
 def _run(
@@ -125,9 +125,9 @@ def forward(
             following = enter(new, on(reset), at_reset)
             tile.send_state(i + 1, following[0])
             for ref, value in zip(made, new, strict=False):
-                tile.at(ref, at(i))[...] = value
+                store(tile.at(ref, at(i)), value)
             for k, part in enumerate(parts if saving else []):
-                tile.at(made[-1], at(i), piece=k)[...] = part
+                store(tile.at(made[-1], at(i), piece=k), part)
             return following, (new if plan.valid else ())
 
         fetch(jnp.int32(0))
@@ -226,9 +226,9 @@ def backward(
                 d_new = tuple(jnp.where(valid, d, 0.0) for d in d_new)
             d_entered, d_parts = cell.pull(entered, given, d_new)
             for k in range(cell.gates):
-                tile.at(d_parts_refs[0], at(i), piece=k)[...] = d_parts[k]
+                store(tile.at(d_parts_refs[0], at(i), piece=k), d_parts[k])
             if cell.splits:
-                tile.at(d_parts_refs[1], at(i))[...] = d_parts[-1]
+                store(tile.at(d_parts_refs[1], at(i)), d_parts[-1])
             rows = rows_of(i + 1)
             pulled = tile.pull(i, [*d_parts[: cell.gates - 1], d_parts[-1]])
             d_entered = (d_entered[0] + pulled, *d_entered[1:])
@@ -248,7 +248,7 @@ def backward(
         d_start, d_initial, _ = lax.fori_loop(0, plan.steps, step, start)
         plgpu.barrier_wait(tile.ready)  # what was fetched for a step that is not there
         for ref, value in zip(made, (*d_start, *d_initial), strict=True):
-            tile.at(ref)[...] = value
+            store(tile.at(ref), value)
 
     exchange = jax.ShapeDtypeStruct((2, plan.blocks, rows, plan.hidden), jnp.float32)
     made = _run(plan, body, weights, scratch, plan.fetched, exchange, outputs, *given)

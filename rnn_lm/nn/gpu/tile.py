@@ -43,6 +43,14 @@ def rounded(x: Array) -> Array:
     return jnp.where(x == x, nearest, x)  # the sum turns a GPU's NaN, 0x7fffffff, into −0
 
 
+def store(ref: Any, value: Array) -> None:
+    """To global memory. From jax 0.12 on, an assignment refuses tiles narrower than a cache line: 16 units."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:
+        ref[...] = value
+
+
 def _fence(instruction: str) -> None:
     plgpu.inline_mgpu()(lambda _: ptx.inline_ptx(instruction, has_side_effects=True))()
 
@@ -122,7 +130,7 @@ class Tile(NamedTuple):
             plgpu.commit_smem()
             return
         for p, term in enumerate(terms):
-            self.at(self.exchange, lax.rem(i, 2), p)[...] = term
+            store(self.at(self.exchange, lax.rem(i, 2), p), term)
         _fence_proxies()
         self.tell()
 
@@ -180,7 +188,7 @@ class Tile(NamedTuple):
             found = pl.run_scoped(lambda acc, c=columns: multiply(c, acc), plgpu.ACC((ROWS, width), jnp.float32))
             if not plan.exchanges:
                 return found
-            self.exchange.at[slot, lax.axis_index("block"), self.rows(), columns][...] = found
+            store(self.exchange.at[slot, lax.axis_index("block"), self.rows(), columns], found)
         self.tell()
         self.hear(i)
         total = self.load(self.exchange, slot, 0)
