@@ -53,7 +53,7 @@ def spread_of_all_patterns(model, batch):
     "options",
     [
         {},
-        {"cell": "gru", "embed_dim": H, "tie": True},
+        pytest.param({"cell": "gru", "embed_dim": H, "tie": True}, marks=pytest.mark.slow),
         pytest.param({"cell": "lstm", "layer_norm": True}, marks=pytest.mark.slow),
         pytest.param({"cell": "gru", "reset_after": False}, marks=pytest.mark.slow),
         {"cell": "lstm", "num_layers": 2},

@@ -311,7 +311,7 @@ def test_under_remat_and_shard_map(name):
 
 @needs_compiler
 @pytest.mark.parametrize("wrapped", [lambda layer: layer, jax.checkpoint], ids=["plain", "checkpoint"])
-@pytest.mark.parametrize("name", ["elman", "gru", "lstm"])
+@pytest.mark.parametrize("name", ["elman", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "lstm"))])
 def test_equal_layers_of_which_only_the_first_has_inputs_that_need_no_gradient(name, wrapped):
     """They share one traced function."""
     cell, carry, x = make(name, d=5)

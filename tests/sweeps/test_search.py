@@ -149,7 +149,7 @@ def test_a_grid_goes_on_after_combinations_with_equal_overrides(text_file, tmp_p
     assert sum("repeats" in row for row in rows) == 3
 
 
-@pytest.mark.parametrize("mode", ["sequential", "vmap"])
+@pytest.mark.parametrize("mode", ["sequential", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_trials_that_are_worse_are_pruned_and_the_others_go_on(text_file, tmp_path, monkeypatch, mode):
     """A pruner that gives up the even trials at step 10."""
 
