@@ -1,10 +1,11 @@
 """Where Optuna keeps the study of a search: in a file that workers append to, or in a database."""
 
 import fcntl
+import json
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -18,7 +19,10 @@ CONNECT_SECONDS = 10
 
 
 class _Flock:
-    """A lock on the journal that ends with its process. Optuna's own stays after `kill -9`, and all wait for it."""
+    """A lock on the journal that ends with its process. Optuna's own stays after `kill -9`, and all wait for it.
+
+    Whoever has it removes a last line that was cut short, or the next one, appended to it, would damage the journal.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -26,23 +30,22 @@ class _Flock:
     def acquire(self) -> bool:
         self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(self._handle, fcntl.LOCK_EX)
+        size = os.fstat(self._handle).st_size
+        if size and os.pread(self._handle, 1, size - 1) != b"\n":
+            os.ftruncate(self._handle, os.pread(self._handle, size, 0).rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
         os.close(self._handle)
 
-    close = release
-
 
 def journal(path: Path) -> BaseStorage:
-    """The storage in a file, to which each line is appended at once. A line that a crash cut short is removed."""
+    """The storage in a file, to which each line is appended at once."""
     try:
-        lock = _Flock(path)
-        lock.acquire()
-        with closing(lock), path.open("r+b") as file:
-            text = file.read()
-            file.truncate(text.rfind(b"\n") + 1)
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=_Flock(path)))  # type: ignore[arg-type]
+        storage = JournalStorage(JournalFileBackend(str(path), lock_obj=_Flock(path)))  # type: ignore[arg-type]
+        for line in path.read_bytes().rpartition(b"\n")[0].splitlines()[-1:]:
+            json.loads(line)  # Optuna fails only when another line follows
+        return storage
     except Exception as error:
         raise UserError(f"{path} is not the journal of a study, or is damaged: {error}") from error
 

@@ -19,7 +19,7 @@ from rnn_lm.config import load_search  # noqa: E402
 from rnn_lm.errors import Diverged, UserError  # noqa: E402
 from rnn_lm.files import read_json  # noqa: E402
 from rnn_lm.interrupts import Stopped  # noqa: E402
-from rnn_lm.runs.folder import read_diverged  # noqa: E402
+from rnn_lm.runs.folder import Hashes, read_diverged  # noqa: E402
 from rnn_lm.runs.origin import hashes_of  # noqa: E402
 from rnn_lm.runs.record import read_metrics  # noqa: E402
 from rnn_lm.sweeps.search import search  # noqa: E402
@@ -325,9 +325,11 @@ def test_folders_and_studies_of_others(searched, text_file, tmp_path):
     shutil.copy(workdir / "study.log", other)  # as a database that another folder uses
     with pytest.raises(UserError, match="a study search of another folder; workers of one search share their folder"):
         search(config_of(text_file), rate, other)
-    (other / "study.log").write_text("no journal\n" * 2)
-    with pytest.raises(UserError, match="study.log is not the journal of a study, or is damaged"):
-        search(config_of(text_file), rate, other)
+    for damaged in ("no journal\n" * 2, (workdir / "study.log").read_text() + "no line\n"):
+        (other / "study.log").write_text(damaged)
+        with pytest.raises(UserError, match="study.log is not the journal of a study, or is damaged"):
+            search(config_of(text_file), rate, other)
+        assert (other / "study.log").read_text() == damaged
 
 
 def test_a_line_that_a_crash_cut_short_is_no_loss(searched, text_file, tmp_path):
@@ -337,6 +339,21 @@ def test_a_line_that_a_crash_cut_short_is_no_loss(searched, text_file, tmp_path)
         file.write('{"op_code":4,"wor')
     search(config_of(text_file, sweep__trials=5), rate, workdir)
     assert_accounted_for(workdir, 5)
+
+
+def test_a_line_that_another_worker_cut_short_is_no_loss(text_file, tmp_path):
+    config = config_of(text_file)
+    with in_our_words():
+        first, second = (Study(tmp_path / "x", config, Hashes("a text"), "") for _ in range(2))
+        first.ask(rate)
+        second.ask(rate)
+        with (tmp_path / "x" / "study.log").open("a") as file:  # its disk was full
+            file.write('{"op_code":6,"wor')
+        first.tell(0, "finished", 3.0)
+        second.tell(1, "finished", 2.0)
+        assert first.values() == second.values() == [(0, 3.0), (1, 2.0)]
+        first.close()
+        second.close()
 
 
 def test_draws_depend_on_the_seed_and_the_number_alone():
