@@ -79,6 +79,7 @@ class Study:
           UserError: the storage cannot be used, or the study is of another config or folder.
         """
         self._config, self._workers = config, workdir / WORKERS
+        self._is_grid = config.sweep.sampler == "grid"
         self._trials: dict[int, Trial] = {}  # that this worker trains
         self._reported: dict[int, set[int]] = {}  # the steps of theirs that other workers have reported
         self.worker = uuid4().hex
@@ -118,7 +119,8 @@ class Study:
                     # A worker may have died before its trial was drawn, or while it was.
                     self._sample_for(trial.number)
                     return self._draw(Trial(self._study, trial._trial_id), draw, trials)
-            if len(trials) >= self._config.sweep.trials or EXHAUSTED in self._study.user_attrs:
+            searched = self._is_grid and EXHAUSTED in self._study.user_attrs  # other samplers may go on
+            if searched or len(trials) >= self._config.sweep.trials:
                 return None
             self._sample_for(len(trials))
             return self._draw(self._study.ask(), draw, trials)
@@ -130,7 +132,7 @@ class Study:
             for other in trials[: trial.number]:
                 if other.user_attrs.get(OVERRIDES) == overrides and REPEATS not in other.user_attrs:
                     trial.set_user_attr(REPEATS, other.number)
-                if self._config.sweep.sampler == "grid" and other.params == trial.params:
+                if self._is_grid and other.params == trial.params:
                     self._study.set_user_attr(EXHAUSTED, True)  # what is left of it is being trained
             trial.set_user_attr(OVERRIDES, overrides)
         ended = False
@@ -189,7 +191,7 @@ class Study:
             is_complete = state == TrialState.COMPLETE
             self._study.tell(number, value if is_complete else None, state=state, skip_if_finished=True)
         except RuntimeError:  # with no combination left, the grid stops `optimize`, which is not used here
-            if self._config.sweep.sampler != "grid":
+            if not self._is_grid:
                 raise
             self._study.set_user_attr(EXHAUSTED, True)
 

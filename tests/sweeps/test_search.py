@@ -135,6 +135,8 @@ def test_a_grid_ends_when_it_has_been_searched(text_file, tmp_path):
     rows = assert_accounted_for(tmp_path / "grid", 3)
     assert len({json.dumps(row["overrides"]) for row in rows}) == 3
     assert len(search(config, grid, tmp_path / "grid")["members"]) == 3
+    random = config_of(text_file, sweep__trials=4, sweep__sampler="random", steps=5)
+    assert len(search(random, grid, tmp_path / "grid")["members"]) == 4
 
 
 def test_a_grid_goes_on_after_combinations_with_equal_overrides(text_file, tmp_path):
