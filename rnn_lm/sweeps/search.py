@@ -197,11 +197,15 @@ class _Jobs(Iterator[list[Member]]):
             size = max(1, min(AT_ONCE, math.ceil(left / self._teams)))
         while len(asked) < size and (trial := self._study.ask(self._members.draw)):
             member = self._members.of(trial.number, trial.overrides or {})
+            tokens = _tokens_of(member.config)
+            self._display.expect(tokens - _tokens_of(self._members.base.config))  # a trial may have other steps or rows
             if trial.repeats is not None:
+                self._display.resume(tokens)
                 self._display.end(f"{member.name}: as trial {trial.repeats}, which has the same overrides")
             elif member.ended:  # a worker died before it told how
                 row = row_of(member)
                 self._end(row)
+                self._display.resume(tokens)
                 self._display.end(outcome_of(row))
             else:
                 asked.append(member)
@@ -263,9 +267,14 @@ def _check_search_folder(workdir: Path) -> None:
 def _display_of(members: _Members, study: "Study") -> SweepDisplay:
     """The display of a search, which says first what the trials are trained on, as far as they do not vary it."""
     base, trials = members.base, members.config.sweep.trials
-    tokens = base.config.steps * tokens_per_step(base.config)
+    tokens = _tokens_of(base.config)
     ended = sum(trial.ended for trial in study.trials())
     display = SweepDisplay(trials, trials * tokens, finished=ended, before=ended * tokens)
     for line in (*text_lines(base.corpus, base.origin), *remarks(base.config)):
         display.message(line)
     return display
+
+
+def _tokens_of(config: ConfigDict) -> int:
+    """The tokens that a run is trained on."""
+    return config.steps * tokens_per_step(config)

@@ -56,7 +56,7 @@ class _Bar(Display):
             left = [*parts]
             while len(left) > 1 and len("  ".join(left)) > self._bar.console.width - self._wide - 2:
                 left.pop(-2 if len(left) > 2 else -1)
-            self._bar.update(self._task, completed=done, description="  ".join(left))
+            self._bar.update(self._task, total=self._total, completed=done, description="  ".join(left))
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES or (
             done == self._total and not self._complete
         ):
@@ -124,6 +124,11 @@ class SweepDisplay(_Bar):
             if what:
                 self._doing[job] = what
             self._show_all()
+
+    def expect(self, tokens: int) -> None:
+        """Expects so many tokens more in all; fewer, if negative."""
+        with self._lock:
+            self._total += tokens
 
     def resume(self, tokens: int) -> None:
         """Counts tokens that take no time: an earlier process trained them, or nobody will."""

@@ -125,6 +125,17 @@ def test_a_repeated_draw_is_not_trained_again(text_file, tmp_path):
     assert [setting["members"] for setting in result["settings"]] == [1, 1]  # it tells nothing new of chance
 
 
+def test_the_progress_counts_what_each_trial_is_trained_on(text_file, tmp_path, capsys):
+    def rows(trial):
+        return {"batch_size": 4 * (1 + trial.number % 2)}  # the third repeats the first
+
+    config = config_of(text_file, sweep__trials=3, steps=5, batch_size=4)
+    result = search(config, rows, tmp_path / "rows")
+    trained = [5 * row["overrides"]["batch_size"] * config.segment_length for row in result["members"]]
+    assert "repeats" in result["members"][2]
+    assert f" finished  100% of {sum(trained):,} tokens" in capsys.readouterr().err
+
+
 def test_a_grid_ends_when_it_has_been_searched(text_file, tmp_path):
     def grid(trial):
         cell = trial.suggest_categorical("cell", ["elman", "gru"])

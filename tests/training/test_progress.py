@@ -89,6 +89,16 @@ def test_a_resumed_sweep_counts_what_was_done_before(capsys, monkeypatch):
     assert lines[-1] == "1 of 3 finished  53% of 3,000 tokens  starting two …"
 
 
+def test_a_job_may_have_other_tokens_than_were_expected(capsys, monkeypatch):
+    clock = [100.0]
+    display, first, _ = sweep_of_three(monkeypatch, clock)
+    display.expect(1000)
+    clock[0] = 110.0
+    first.update(100, tokens_per_second=1.0, seconds_per_step=1.0)
+    display.close()
+    assert " 38% of 4,000 tokens" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_the_text_beside_the_bar_fits(monkeypatch, columns):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
