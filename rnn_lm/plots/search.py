@@ -21,11 +21,11 @@ def history(path: Path, result: Json, *, of: str) -> None:
     top = lows[-1] + SPREAD * (median(nlls) - lows[-1]) if rows else 0.0
     above = [count for count, nll in enumerate(nlls, start=1) if nll > top]
     figure, [axes] = new_figure(
-        f"{len(result['members'])} trials of a search: {of}",
+        f"{_trials(str(len(ends)))} of a search: {of}",
         what_was_found(rows),
         "Dots: trials. Line: the lowest so far."
         + (" Triangles at the upper edge: higher losses." if above else "")
-        + (f" Not shown: {' and '.join(lost)} trials." if lost else ""),
+        + (f" Not shown: {_trials(' and '.join(lost))}." if lost else ""),
     )
     if rows:
         counts = range(1, len(rows) + 1)
@@ -33,7 +33,9 @@ def history(path: Path, result: Json, *, of: str) -> None:
         axes.plot(counts, shown, "o", color=COLOURS[0], markersize=4, label="a trial")
         axes.step(counts, [min(low, top) for low in lows], where="post", color=COLOURS[1], label="lowest so far")
         axes.plot(above, len(above) * [0.98], "^", color=COLOURS[0], transform=axes.get_xaxis_transform())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(rows) < 2:  # or the ticks were fractions of a trial
+        axes.set_xlim(0.5, 1.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel="trials that finished", ylabel="validation loss (nats per token)")
     save_figure(figure, path)
 
@@ -41,10 +43,15 @@ def history(path: Path, result: Json, *, of: str) -> None:
 def what_was_found(rows: list[Json]) -> str:
     """When the lowest loss was found."""
     if not rows:
-        return "No trial has finished yet."
+        return "No trial has finished."
     best = min(rows, key=lambda row: row["nll"])
     place = _nth(rows.index(best) + 1)
     return f"The lowest loss, {best['nll']:.3f}, is that of trial {best['trial']}, the {place} to finish."
+
+
+def _trials(what: str) -> str:
+    """`1` → `1 trial`, `1 pruned` → `1 pruned trial`, `2` → `2 trials`."""
+    return f"{what} trial{'' if what.split()[0] == '1' and ' and ' not in what else 's'}"
 
 
 def _nth(count: int) -> str:

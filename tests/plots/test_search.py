@@ -40,7 +40,17 @@ def test_losses_that_are_much_higher_are_at_the_edge(figures, tmp_path):
 def test_a_history_is_drawn_also_from_little(figures, tmp_path, nlls):
     history(tmp_path / "a.png", result_of(nlls, {}), of="a model")
     check(figures[0])
-    assert what_was_found([]) == "No trial has finished yet."
+    [axes] = figures[0].axes
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]  # trials are counted in whole numbers
+    assert what_was_found([]) == "No trial has finished."
+
+
+def test_one_trial_is_not_called_trials(figures, tmp_path):
+    one = result_of([2.0], {}) | {"members": [{"status": "pruned"}]}
+    history(tmp_path / "a.png", one, of="a model")
+    assert title_of(figures[0]) == "1 trial of a search: a model"
+    assert "Not shown: 1 pruned trial." in caption_of(figures[0])
 
 
 def test_importances_are_bars_of_shares(figures, tmp_path):
