@@ -101,6 +101,8 @@ def describe(result: Json) -> str:
             row[1 : 1 + len(fields)] = [
                 " ".join(f"{short_name(f)}={_cell(v)}" for f, v in setting["overrides"].items())
             ]
+    kept = [place for place, column in enumerate(columns) if _has_errors(settings) or column.head != "± s.e."]
+    columns, rows = [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
     more = len(settings) - most
     return "\n".join(
         [
@@ -117,7 +119,8 @@ def _remarks(result: Json, text: str) -> Iterator[str]:
     members = result["members"]
     yield (
         f"{len(members)} members. Validation nats are per token, and they rank the settings. Perplexity and bits per "
-        f"character are those of the {text} text. s.e. is the standard error of the mean over the seeds."
+        f"character are those of the {text} text."
+        + (" s.e. is the standard error of the mean over the seeds." if _has_errors(result["settings"]) else "")
     )
     diverged, pruned, unfinished = (
         [row["name"] for row in members if row["status"] == status] for status in ("diverged", "pruned", "unfinished")
@@ -180,6 +183,11 @@ def _figures(setting: Json, split: str) -> Sequence[str]:
         number(scored["bits_per_char"], 4),
         _error(scored["bits_per_char_standard_error"]),
     ]
+
+
+def _has_errors(settings: Sequence[Json]) -> bool:
+    """Whether a setting has several seeds, as few searches have."""
+    return any(setting["valid"] and setting["valid"]["nll_standard_error"] is not None for setting in settings)
 
 
 def _error(value: float | None) -> str:

@@ -228,3 +228,10 @@ def test_settings_are_ranked_by_their_mean_and_those_that_diverge_come_last():
     assert settings_of(rows)[1]["test"]["nll_standard_error"] is None  # the state ran away in the test text
     shown = describe({"members": rows, "settings": ranked, "best": None})
     assert "1 diverged: x" in shown and "not finished yet: 2." in shown
+    assert "±" in shown and "s.e. is the standard error" in " ".join(shown.split())
+
+
+def test_without_several_seeds_no_errors_are_shown():
+    rows = [row("finished", 1.0, a=1), row("finished", 2.0, a=2), row("pruned", a=3)]
+    shown = describe({"members": rows, "settings": settings_of(rows), "best": None})
+    assert "±" not in shown and "s.e." not in shown and "1.0000" in shown and "perplexity" in shown
