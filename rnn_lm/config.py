@@ -149,7 +149,7 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise UserError(f"config.{name} is {value!r}; it takes {_KINDS[kind]}")
+        raise UserError(f"config.{name} is {value!r}; it takes {KINDS[kind]}")
     parent_of(config, name)[name.rpartition(".")[2]] = value
 
 
@@ -249,7 +249,7 @@ def text_name(config: ConfigDict) -> str:
     return config.corpus.path or config.corpus.source
 
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

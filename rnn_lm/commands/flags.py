@@ -1,5 +1,6 @@
 """Flags, by absl: one `FlagValues` per verb, with our own `--help` and one-line errors."""
 
+import difflib
 import math
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from rnn_lm.commands.screen import paragraph, program
-from rnn_lm.config import EXAMPLE, check_config, load_config, set_field
+from rnn_lm.config import EXAMPLE, KINDS, check_config, load_config, set_field
 from rnn_lm.errors import UserError
 from rnn_lm.fields import FIELDS, Field
 from rnn_lm.files import path_of
@@ -42,7 +43,7 @@ def parse(arguments: list[str], module: ModuleType) -> tuple[FlagValues, list[st
     try:
         rest = flags(["rnn-lm", *arguments])[1:]
     except absl_flags.Error as error:
-        raise UserError(f"{error} (--help lists the flags)") from error
+        raise UserError(f"{_told(error, flags)} (--help lists the flags)") from error
     if len(rest) > len(wanted):
         unexpected = rest[len(wanted)]
         raise UserError(f"unexpected argument {unexpected!r}; flags are written --name=value (--help lists them)")
@@ -50,6 +51,19 @@ def parse(arguments: list[str], module: ModuleType) -> tuple[FlagValues, list[st
         verb = module.__name__.rpartition(".")[2].replace("_", "-")
         raise UserError(f"{wanted[len(rest)]} is missing: {program()} {verb} --workdir=DIR {' '.join(wanted)}")
     return flags, rest
+
+
+def _told(error: absl_flags.Error, flags: FlagValues) -> str:
+    """What absl's error says, with the flag that was meant, or with the values that the flag takes."""
+    prefix = "config."  # what all fields have in common would make each of them alike
+    if isinstance(error, absl_flags.UnrecognizedFlagError):
+        known = {name.removeprefix(prefix): name for name in flags}
+        close = difflib.get_close_matches(error.flagname.removeprefix(prefix), known, n=1)
+        return f"unknown flag --{error.flagname}" + "".join(f"; did you mean --{known[name]}?" for name in close)
+    given = str(error).partition(": ")[0]
+    name = given.removeprefix("flag --").partition("=")[0]
+    kind = type(flags[name].default) if name in flags else str
+    return f"{given.removeprefix('flag ')}: it takes {KINDS[kind]}" if kind in (bool, int, float) else str(error)
 
 
 def define(flags: FlagValues, name: str, default: Any, about: str) -> None:
@@ -155,8 +169,8 @@ def _values(field: Field) -> str:
         return f" [{' | '.join(field.names)}]"
     if isinstance(field.default, str | bool):
         return ""
-    return f" [{field.low:g} to {field.high:g}]" if field.high < math.inf else f" [at least {field.low:g}]"
+    return f" [{field.low} to {field.high}]" if field.high < math.inf else f" [at least {field.low}]"
 
 
 def _entry(title: str, text: str) -> list[str]:
-    return [paragraph(title, "  "), paragraph(text, "      ")]
+    return [paragraph(title, "  "), paragraph(" ".join(text.split()), "      ")]  # absl's own part has a line break

@@ -219,11 +219,17 @@ def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):
         ([], "--config is missing; for example --config=char"),
         (["trian"], "unknown verb 'trian'; did you mean 'train'"),
         (["--config=none.py"], "--config=none.py: no such file"),
-        (["--config", CHAR, "--wrokdir=x"], "Did you mean: workdir"),
-        (["--config.stesp=3", "--config", CHAR], "Did you mean: config.steps"),
+        (["--config", CHAR, "--wrokdir=x"], "unknown flag --wrokdir; did you mean --workdir? (--help lists the flags)"),
+        (["--config.stesp=3", "--config", CHAR], "did you mean --config.steps?"),
+        (["--learning_rate=3", "--config", CHAR], "did you mean --config.optimizer.learning_rate?"),
+        (["--config.lr=3", "--config", CHAR], "unknown flag --config.lr (--help"),  # unlike all: no guess
         (["--config.batch_size=0", "--config", CHAR], "config.batch_size is 0; it must be at least 1"),
         (["--config", CHAR, "--config.optimizer.learning_rate=nan"], "learning_rate is nan"),
-        (["--config", CHAR, "--config.steps=many"], "--config.steps=many"),
+        (["--config", CHAR, "--config.steps=1e3"], "--config.steps=1e3: it takes a whole number"),
+        (["--config", CHAR, "--config.optimizer.learning_rate=a"], "learning_rate=a: it takes a number"),
+        (["generate", "--strict=maybe"], "--strict=maybe: it takes true or false"),
+        (["generate", "--mix=ngrams"], "--mix=ngrams: value should be one of <none|ngram>"),
+        (["generate", "--length"], "--length"),
         (["--config", CHAR, "--config.model.cell=elmen"], "did you mean 'elman'"),
         (["--config", CHAR, "--config.optimizer.name=adm"], "did you mean 'adam'"),
         (["--config", CHAR, "--config.corpus.source=shakespere"], "did you mean 'shakespeare'"),
@@ -325,6 +331,7 @@ def test_help_answers_within_a_second_on_stdout(verb):
     assert time.perf_counter() - start < 3  # a second on an idle machine; this one may be busy
     assert done.returncode == 0 and "python run.py" in done.stdout
     assert "| jax\n" not in done.stderr
+    assert not re.search(r"\S  +\S", done.stdout.partition("Flags:")[2])  # one space between two words
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
