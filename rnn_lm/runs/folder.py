@@ -58,7 +58,8 @@ def check_only(workdir: Path, names: set[str], what: str, named: Path | None = N
     ours = names | {temporary_name(Path(name)).name for name in names} | {ALONE}
     if others := {path.name for path in workdir.iterdir()} - ours:
         is_not = f" and not {what}" if what else ""
-        raise UserError(f"--workdir={workdir} is not empty{is_not} (it has {min(others)}); {hint}")
+        shown = min(others, key=lambda name: (name.startswith("."), name))  # rather one that people see
+        raise UserError(f"--workdir={workdir} is not empty{is_not} (it has {shown}); {hint}")
 
 
 def write_identity(workdir: Path, config: ConfigDict, vocabulary: Vocabulary, hashes: Hashes) -> None:
@@ -142,7 +143,9 @@ def config_path(workdir: Path) -> Path:
     found = [workdir / name for name in (CONFIG, EXPORTED) if (workdir / name).is_file()]
     if not found:
         why = f"{CONFIG} is missing" if workdir.is_dir() else "it is a file" if workdir.exists() else "no such folder"
-        raise UserError(f"--workdir={workdir} holds no run ({why}); train one with --config first")
+        runs = sorted(path.parent for path in workdir.glob(f"*/{CONFIG}"))  # a sweep's, or those in `runs`
+        hint = f"give one of the runs in it, such as --workdir={runs[0]}" if runs else "train one with --config first"
+        raise UserError(f"--workdir={workdir} holds no run ({why}); {hint}")
     return found[0]
 
 

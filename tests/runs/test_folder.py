@@ -43,6 +43,11 @@ def test_a_mixtures_weights_are_fitted_once_for_each_network(workdir, monkeypatc
     assert len(fitted) == 1 + len(contents)
 
 
+def test_a_folder_of_runs_names_one_of_them(workdir):
+    with pytest.raises(UserError, match=f"no run .config.json is missing.; give one .*, such as --workdir={workdir}$"):
+        rnn_lm.load(workdir.parent)
+
+
 def test_what_cannot_be_mixed_is_said(workdir):
     with pytest.raises(UserError, match="unknown mix 'gram'"):
         rnn_lm.load(workdir, mix="gram")

@@ -312,12 +312,13 @@ def test_folders_that_are_no_runs_are_refused(tmp_path, text_file):
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
+    (tmp_path / "full" / ".hidden").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "vocabulary.json").write_text("half of")  # as a kill before the first step may leave it
-    for name, message in [("file", "is a file"), ("full", "is not empty and not a run")]:
+    for name, message in [("file", "is a file"), ("full", r"is not empty and not a run \(it has thesis.tex\)")]:
         with pytest.raises(UserError, match=message):
             train(small_config(text_file), tmp_path / name)
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    assert {path.name for path in (tmp_path / "full").iterdir()} == {"thesis.tex", ".hidden"}
     assert train(small_config(text_file, steps=1), tmp_path / "empty")["steps"] == 1
 
 
