@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 
@@ -33,7 +34,8 @@ DEBUG = "RNN_LM_DEBUG"  # in the environment: 1 shows the traceback of an error
 def main(arguments: list[str]) -> int:
     """Runs one command. Returns the exit code.
 
-    0 done, 1 another process of a job ended, 2 user error, 3 diverged, 128 + n stopped by signal n.
+    0 done, 1 another process of a job ended, 2 user error, 3 diverged, 128 + n stopped by signal n: SIGPIPE, too, where
+    the reader of the progress has gone before the command was done.
     """
     _set_up_streams()
     code = _code_of(arguments)
@@ -56,8 +58,8 @@ def _code_of(arguments: list[str]) -> int:
     except Stopped as stopped:
         print(visible(str(stopped)), file=sys.stderr)
         return 128 + stopped.signum
-    except BrokenPipeError:  # `… | head`
-        return 0
+    except BrokenPipeError:  # of the progress: `train … 2>&1 | head`
+        return 128 + signal.SIGPIPE
     except OSError as error:
         return _fail(f"{error.filename or 'cannot write'}: {error.strerror or error}", 2)
     except Exception as error:
@@ -110,7 +112,13 @@ def overview() -> str:
 
 
 def _set_up_streams() -> None:
-    """Writes UTF-8 in every locale, and silences Orbax's log and its threads' complaints after a failed read."""
+    """Writes UTF-8 in every locale, and silences Orbax's log and its threads' complaints after a failed read.
+
+    A stream that is closed (`>&-`) becomes the null device.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -124,12 +132,13 @@ def _set_up_streams() -> None:
 
 
 def _print(text: str) -> None:
-    """Prints to stdout; raises OSError if not all of it is written."""
+    """Prints to stdout; raises OSError if not all of it is written, unless its reader wants no more: `… | head`."""
     try:
         print(text, flush=True)
-    except OSError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes again at exit
-        raise
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 def _fail(message: str, code: int) -> int:

@@ -371,6 +371,16 @@ def test_a_reader_that_leaves_early_is_no_error(run_folder):
     assert len(done.stdout) == 10 and done.stderr == ""
 
 
+def test_a_training_whose_reader_leaves_is_not_done(tmp_path, experiment):
+    shell(f"(RUN --config={experiment(1)} --workdir={tmp_path / 'run'} 2>&1; echo $? > {tmp_path / 'code'}) | true")
+    assert (tmp_path / "code").read_text() == "141\n"
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_closed_streams_are_no_error():
+    assert (shell("RUN --help <&- >&- 2>&-").returncode, shell("RUN --help >&-").stderr) == (0, "")
+
+
 def test_a_long_generation_can_be_stopped(run_folder):
     command = [sys.executable, str(ROOT / "run.py"), "generate", "--workdir", str(run_folder), "--length=100000000"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
