@@ -90,7 +90,8 @@ def _names(path: str) -> dict[str, Any]:
     """Runs a config file. Returns what it defines."""
     file = str(_file_of(path))
     if not Path(file).is_file():
-        raise UserError(f"--config={file}: no such file; {EXAMPLE}")
+        what = "a folder, not a file" if Path(file).is_dir() else "no such file"
+        raise UserError(f"--config={file}: {what}; {EXAMPLE}")
     with _placing_errors(path):
         return runpy.run_path(file)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 from absl import logging
 
@@ -61,7 +62,7 @@ def _code_of(arguments: list[str]) -> int:
     except BrokenPipeError:  # of the progress: `train … 2>&1 | head`
         return 128 + signal.SIGPIPE
     except OSError as error:
-        return _fail(f"{error.filename or 'cannot write'}: {error.strerror or error}", 2)
+        return _fail(_told(error), 2)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and not isinstance(error, MemoryError):
             raise
@@ -139,6 +140,16 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes again at exit
         if not isinstance(error, BrokenPipeError):
             raise
+
+
+def _told(error: OSError) -> str:
+    """What an error of the system says; where a folder cannot be written, that folder and not a temporary file."""
+    if isinstance(error, PermissionError) and isinstance(error.filename, str):
+        path = Path(error.filename).absolute()
+        folder = next((folder for folder in path.parents if folder.exists()), path)
+        if not os.access(folder, os.W_OK):
+            return f"cannot write in {folder}: {error.strerror}; give another folder, or a copy of it"
+    return f"{error.filename or 'cannot write'}: {error.strerror or error}"
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one line of error, what goes to stdout."""
 
+import errno
 import hashlib
 import json
 import os
@@ -219,6 +220,7 @@ def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):
         ([], "--config is missing; for example --config=char"),
         (["trian"], "unknown verb 'trian'; did you mean 'train'"),
         (["--config=none.py"], "--config=none.py: no such file"),
+        (["--config=."], "--config=.: a folder, not a file; for example"),
         (["--config", CHAR, "--wrokdir=x"], "unknown flag --wrokdir; did you mean --workdir? (--help lists the flags)"),
         (["--config.stesp=3", "--config", CHAR], "did you mean --config.steps?"),
         (["--learning_rate=3", "--config", CHAR], "did you mean --config.optimizer.learning_rate?"),
@@ -279,6 +281,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(cli, tmp_path, experiment):
     (tmp_path / "file").write_text("x")
     code, out, err = cli("--config", experiment(1), "--workdir", tmp_path / "file" / "run")
     assert (code, out, err.count("\n")) == (2, "", 1) and "file" in err
+
+
+def test_a_folder_without_permission_is_named_with_what_to_do(cli, tmp_path, experiment, monkeypatch):
+    def refuse(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # root may write everywhere, so no mode of a folder stops it
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    code, _, err = cli("--config", experiment(1), "--workdir", tmp_path / "runs" / "mine")
+    line = f"error: cannot write in {tmp_path}: Permission denied; give another folder, or a copy of it"
+    assert (code, err.splitlines()[-1]) == (2, line)
 
 
 def test_a_changed_text_or_a_damaged_run_is_one_line(cli, run_folder, tmp_path):
