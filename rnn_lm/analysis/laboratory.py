@@ -287,8 +287,8 @@ def strategies(subject: Subject) -> Section:
     randomized = RandomizedTruncation(1 - 1 / SHOWN_SEGMENT, named_key(0, "strategies")).passed(shown)
     passed = {"randomized": randomized, "regular": regular, "full": np.ones(shown)}
     return {
-        "finding": "Gradients flow from right to left and stop at the left edge of a box. Regular truncation cuts "
-        f"every {SHOWN_SEGMENT} tokens, randomized truncation as often on average, full backpropagation never.",
+        "finding": "Gradients flow from right to left and stop where the text is cut: by regular truncation every "
+        f"{SHOWN_SEGMENT} tokens, by randomized truncation as often on average, by full backpropagation never.",
         "tokens": subject.ids[:shown].tolist(),
         "cuts": {name: np.flatnonzero(np.asarray(p) == 0).tolist() for name, p in passed.items()},
     }
