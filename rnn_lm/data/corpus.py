@@ -98,15 +98,19 @@ def load_corpus(
     counts = counted(all_tokens[train])
     if len(counts) < 2:
         raise UserError(
-            f"{path or source}: the training part has {len(counts)} distinct tokens, so there is nothing to learn: "
+            f"{path or source}: the training split has {len(counts)} distinct tokens, so there is nothing to learn: "
             "give another text with --config.corpus.path"
         )
     parts = {"train": train, "valid": slice(train_end, size - num_test), "test": slice(size - num_test, size)}
-    for name, fraction, left in [("valid", valid_fraction, num_valid), ("test", test_fraction, num_test)]:
+    held_out = [
+        ("validation", "valid_fraction", valid_fraction, num_valid),
+        ("test", "test_fraction", test_fraction, num_test),
+    ]
+    for name, field, fraction, left in held_out:
         if fraction > 0 and left < 2:
             raise UserError(
                 f"{path or source}: {size} tokens leave {left} for the {name} split, which needs 2: "
-                f"give a longer text or a larger corpus.{name}_fraction"
+                f"give a longer text or a larger corpus.{field}"
             )
     vocabulary = vocabulary or Vocabulary([], kind=tokens, normalize=normalize)
     vocabulary = vocabulary.extended(counts, max_vocab=max_vocab)

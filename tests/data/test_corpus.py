@@ -92,8 +92,8 @@ def test_folders_and_globs_are_read_in_the_order_of_their_paths(tmp_path):
         (b"a\0b", "a binary file"),
         ("grün".encode("latin1"), r"not UTF-8 \(byte 2 is 0xfc\)"),
         (b"a" * 500, "1 distinct tokens, so there is nothing to learn"),
-        (b"ab", "1 distinct|leave 0 for the valid split|0 distinct"),
-        (b"abcdef", "leave 1 for the valid split"),
+        (b"ab", "1 distinct|leave 0 for the validation split|0 distinct"),
+        (b"abcdef", "leave 1 for the validation split, .* a larger corpus.valid_fraction"),
     ],
 )
 def test_texts_that_will_not_do(tmp_path, content, message):
