@@ -76,14 +76,14 @@ def _run(arguments: list[str]) -> str:
             argument.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"argument {argument!r} is not UTF-8") from error
+    if arguments[:1] in (["--help"], ["-h"], ["help"]):
+        return overview()
     if arguments and not arguments[0].startswith("-"):
         verb, arguments = arguments[0], arguments[1:]
         if verb not in VERBS:
             raise unknown_name("verb", verb, VERBS)
     else:
         verb = "train"
-        if arguments[:1] in (["--help"], ["-h"]):
-            return overview()
     module = importlib.import_module(f"rnn_lm.commands.{verb.replace('-', '_')}")
     try:
         flags, rest = parse(arguments, module)

@@ -115,7 +115,7 @@ def required(flags: FlagValues, name: str, example: str) -> str:
 
 def workdir_of(flags: FlagValues, default: Path | None = None) -> Path:
     """The folder `--workdir`; without a default it must be given."""
-    if not flags.workdir and default is not None:
+    if flags.workdir is None and default is not None:  # not where it is empty, such as --workdir=$UNSET
         return default
     return path_of(required(flags, "workdir", "runs/char"))
 

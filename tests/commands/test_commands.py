@@ -239,6 +239,7 @@ def test_generate_prints_the_prompt_and_exactly_n_more_tokens(cli, run_folder):
         (["--config", CHAR, "more"], "unexpected argument 'more'"),
         (["--config", CHAR, "--config.corpus.path=/none.txt"], "/none.txt: no such file, folder or glob"),
         (["evaluate"], "--workdir is missing"),
+        (["--config", CHAR, "--workdir="], "--workdir is missing"),
         (["evaluate", "--workdir=none"], "--workdir=none holds no run"),
         (["evaluate", "--workdir=RUN", "--reset_every=0"], "--reset_every is 0"),
         (["evaluate", "--workdir=RUN", "--reset_every=9", "--dynamic"], "--reset_every cannot be used with --dynamic"),
@@ -345,6 +346,10 @@ def test_help_answers_within_a_second_on_stdout(verb):
     assert done.returncode == 0 and "python run.py" in done.stdout
     assert "| jax\n" not in done.stderr
     assert not re.search(r"\S  +\S", done.stdout.partition("Flags:")[2])  # one space between two words
+
+
+def test_help_is_understood_as_a_verb(cli):
+    assert cli("help") == cli("--help") and cli("help")[0] == 0
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
