@@ -143,7 +143,7 @@ class _Members:
         """The overrides of a trial that is being drawn, checked."""
         given = self._suggest(trial)
         if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-            raise UserError("search() returns no dict, field name → value, as the members of a sweep() are")
+            raise UserError(f"search(trial) returned {given!r}; it must return a dict, field name → value")
         member = self._of(given, f"trial {trial.number} of the search")
         if (cohort := cohort_of(member.config)) not in self._checked:  # that it can be trained
             check_members([member], self.workdir)

@@ -281,7 +281,7 @@ def wrong(**overrides):
         (wrong(**{"sweep.trials": 3}), {}, "sweep.trials cannot be overridden: it applies to the whole sweep"),
         (wrong(**{"seed": 0.5}), {}, "config.seed is 0.5; it takes a whole number"),
         (wrong(**{"batch_size": 99999}), {}, "the training text has"),
-        (lambda trial: [{"seed": 0}], {}, "search.. returns no dict, field name → value"),
+        (lambda trial: [{"seed": 0}], {}, "search.trial. returned .*; it must return a dict, field name → value"),
         (rate, {"batch_size": 0}, "^config.batch_size is 0"),
     ],
 )
