@@ -58,8 +58,7 @@ ARROWS = {
 # Inside these a module knows only those that stand before it.
 INSIDE = {
     "nn": ["initializers", "arrays", "truncation", "activations", "controls", "cell", "registry", "cells", "stack",
-           "checks", "scan", "choice", "cpu", "gpu", "native", "fused", "window", "recurrence", "output", "models",
-           "sampling"],
+           "checks", "scan", "choice", "cpu", "gpu", "native", "fused", "window", "recurrence", "output", "models"],
     "runs": ["lock", "folder", "checkpoints", "origin", "record", "load", "save"],
     "training": ["tbptt", "optimizers", "step", "run", "memory", "progress", "baselines", "loop", "profile", "opening",
                  "finish", "train"],

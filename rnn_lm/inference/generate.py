@@ -11,11 +11,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from rnn_lm.errors import NotFinite
+from rnn_lm.inference.sampling import draw
 from rnn_lm.members import Members
 from rnn_lm.nn import native
 from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.models import LanguageModel
-from rnn_lm.nn.sampling import draw
 
 CALL_STEPS = 2000  # tokens in one compiled call; a signal can stop a generation between two calls
 

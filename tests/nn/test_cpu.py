@@ -185,7 +185,7 @@ from rnn_lm.nn.cells import ElmanCell, GRUCell, LSTMCell
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.output import OutputLayer
 from rnn_lm.nn.recurrence import unroll
-from rnn_lm.nn.sampling import draw
+from rnn_lm.inference.sampling import draw
 
 assert native.is_available()
 digest = hashlib.sha256()

@@ -10,11 +10,11 @@ from flax import nnx
 
 from rnn_lm.errors import NotFinite
 from rnn_lm.inference.generate import generate
+from rnn_lm.inference.sampling import at_quantile, draw, keep_likeliest
 from rnn_lm.nn import native
 from rnn_lm.nn.cells import GRUCell
 from rnn_lm.nn.choice import is_in
 from rnn_lm.nn.models import RNNLM
-from rnn_lm.nn.sampling import at_quantile, draw, keep_likeliest
 from tests.reference import gru_step, lstm_step
 
 needs_compiler = pytest.mark.skipif(not native.is_available(), reason="no C++ compiler here, or RNN_LM_NATIVE=0")
