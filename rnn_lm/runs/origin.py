@@ -3,10 +3,14 @@
 import hashlib
 from dataclasses import dataclass
 
+import jax
 import numpy as np
+from flax import nnx
 
 from rnn_lm.data.corpus import Corpus
 from rnn_lm.data.vocabulary import NEVER, Vocabulary, readable
+from rnn_lm.nn.arrays import named_leaves
+from rnn_lm.program import Program
 from rnn_lm.runs.folder import Hashes
 
 MAX_SHOWN = 8  # of the new tokens
@@ -33,6 +37,18 @@ class Origin:
         if b_q[0] <= NEVER:
             arrays = arrays | {"b_q": np.concatenate([b_q[1:].min(keepdims=True), b_q[1:]])}
         return cls(path, arrays, vocabulary, sha256)
+
+    def put_into(self, params: nnx.State, program: Program) -> nnx.State:
+        """The parameters of a program, with these weights for the tokens that they know."""
+        leaves = []
+        for name, new in named_leaves(params).items():
+            # An MLP's w_xh has the tokens of each place in the context one below the other.
+            by_place = program.cell is None and name == "w_xh" and not program.model_embed_dim
+            places = program.model_context if by_place else 1
+            old, whole = self.arrays[name], new.reshape(places, -1, *new.shape[1:])
+            old = old.reshape(places, -1, *old.shape[1:])
+            leaves.append(whole.at[tuple(map(slice, old.shape))].set(old).reshape(new.shape))
+        return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
     def line(self, corpus: Corpus) -> str:
         """Where the weights come from, and which tokens of the text are new to them."""

@@ -116,7 +116,8 @@ class Run:
                 state = fill_tree(jax.eval_shape(new, self.numbers), arrays)
                 self.best = Best(**notes["best"])
             else:
-                state = new(self.numbers, self.origin.arrays if self.origin else None)
+                start = partial(self.origin.put_into, program=self.program) if self.origin else None
+                state = new(self.numbers, start)
         if self.first_step > self.config.steps:
             raise UserError(
                 f"--workdir={self.workdir} is already at step {self.first_step}; set --config.steps to at least that"

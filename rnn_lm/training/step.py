@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -20,7 +19,7 @@ from rnn_lm.inference.evaluate import MAX_NLL
 from rnn_lm.keys import named_key
 from rnn_lm.members import ONE, Members
 from rnn_lm.mesh import ONE_DEVICE, WHOLE, DataMesh, rows_at
-from rnn_lm.nn.arrays import Carry, named_leaves
+from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.truncation import RandomizedTruncation, SegmentTruncation, Truncation, WindowTruncation
 from rnn_lm.program import Numbers, Program, model_of, new_model
 from rnn_lm.training.optimizers import clip_limit, learning_rate, make_optimizer
@@ -63,15 +62,14 @@ class TrainState:
     finite: Bool[Array, ""]  # False once a perplexity or a gradient was not
 
 
-def new_state(program: Program, numbers: Numbers, start: Mapping[str, np.ndarray] | None = None) -> TrainState:
-    """The state before the first step. `start`: the weights by name if they are not random, for the first tokens.
+def new_state(program: Program, numbers: Numbers, start: Callable[[nnx.State], nnx.State] | None = None) -> TrainState:
+    """The state before the first step. `start` makes its weights of random ones; None leaves them.
 
     It is not one compiled function: runs of one model, and equal layers, share the compilations of its parts.
     """
     numbers = jax.device_put(numbers)
     graphdef, params = nnx.split(new_model(program, numbers), nnx.Param)
-    if start is not None:
-        params = with_first_tokens(params, start, program)
+    params = params if start is None else start(params)
     return _state_with(graphdef, program.optimizer or program.optimizer_name, program.batch_size, numbers, params)
 
 
@@ -83,19 +81,6 @@ def _state_with(
     carry = nnx.merge(graphdef, params).initialize_carry(batch_size)
     state = TrainState(params, opt_state, carry, jnp.int32(0), Means.none(), jnp.bool_(True))
     return jax.tree.map(jnp.copy, state)  # as a step donates each array, none may be there twice
-
-
-def with_first_tokens(params: nnx.State, start: Mapping[str, np.ndarray], program: Program) -> nnx.State:
-    """The parameters with the values of `start`, whose vocabulary is theirs or its first part."""
-    leaves = []
-    for name, new in named_leaves(params).items():
-        old = start[name]
-        # An MLP's w_xh has the tokens of each place in the context one below the other.
-        places = program.model_context if program.cell is None and name == "w_xh" and not program.model_embed_dim else 1
-        by_place = new.reshape(places, -1, *new.shape[1:])
-        old = old.reshape(places, -1, *old.shape[1:])
-        leaves.append(by_place.at[tuple(map(slice, old.shape))].set(old).reshape(new.shape))
-    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def specs_of(members: Members) -> TrainState:

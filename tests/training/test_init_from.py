@@ -70,7 +70,7 @@ def test_the_first_weights_give_the_sources_logits(kind, text_file, other_text, 
     corpus, origin = text_and_origin(config)
     program, numbers = program_of(config, len(corpus.vocabulary))
     fresh = new_state(program, numbers).params
-    params = new_state(program, numbers, origin.arrays).params
+    params = origin.put_into(fresh, program)
     new, random = model_of(program, params), model_of(program, fresh)
     ids = jnp.asarray(known.encode("the machine seen")[:, None])
     size = len(known)
