@@ -28,10 +28,10 @@ def check_options(truncation: object, backward: object, remat: object, windowed:
 
 def check_values(cell: nnx.RNNCellBase, carry: Carry, inputs: Array, lengths: Array | None) -> None:
     """Raises ValueError if ids or lengths are out of range, unless they are traced."""
-    num_ids = getattr(cell, "in_features", None)
-    if num_ids is not None and isinstance(cell, Cell) and inputs.ndim and are_ids(cell, carry, inputs, steps=1):
-        if (found := _outside(inputs, num_ids)) is not None:
-            raise ValueError(f"inputs: expected ids from 0 to {num_ids - 1}; got {found.min()} to {found.max()}")
+    if isinstance(cell, Cell) and inputs.ndim and are_ids(cell, carry, inputs, steps=1):
+        if (found := _outside(inputs, cell.in_features)) is not None:
+            message = f"expected ids from 0 to {cell.in_features - 1}; got {found.min()} to {found.max()}"
+            raise ValueError(f"inputs: {message}")
     if lengths is not None and inputs.ndim:
         if (found := _outside(lengths, inputs.shape[0] + 1)) is not None:
             raise ValueError(f"lengths: expected 0 to {inputs.shape[0]}, the time steps; got {found.tolist()}")

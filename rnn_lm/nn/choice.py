@@ -83,17 +83,8 @@ def _(*arguments: Array, **options: Any) -> Any:
 
 
 def _lower(
-    here: str,
-    ctx: Any,
-    *operands: Any,
-    fast: Callable,
-    slow: Callable,
-    results: tuple,
-    what: str,
-    platform: str,
-    is_ready: Callable,
+    here: str, ctx: Any, *operands: Any, fast: Callable, slow: Callable, platform: str, is_ready: Callable, **_: Any
 ) -> Any:
-    del results, what
     # An exported program may be called in a process without our code.
     stays_here = not ctx.module_context.lowering_parameters.for_export
     way = fast if platform == here and stays_here and is_ready() else slow

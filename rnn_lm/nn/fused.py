@@ -19,7 +19,7 @@ from rnn_lm.nn import native
 from rnn_lm.nn.arrays import Carry, Tree, product, shifted, summed_product
 from rnn_lm.nn.cell import Cell, overrides
 from rnn_lm.nn.cells import takes_one_product
-from rnn_lm.nn.controls import Controls, enter, keep, where, without_padding
+from rnn_lm.nn.controls import Controls, enter, keep, without_padding
 from rnn_lm.nn.scan import Leaves, Pieces, changing_leaves, projections
 
 
@@ -68,15 +68,10 @@ def fused_scan(
 
     def on_cpu(layer: Any) -> tuple[Carry, Carry, Array]:
         last, states = native.cpu.accelerated(reference, cell, reverse)(layer)
-        carries = jax.tree.map(partial(_past_the_ends, controls), states, carry if reverse else last)
-        return last, carries, cell.output(states)
+        past_the_ends = jax.tree.map(lambda c: c[None], carry if reverse else last)
+        return last, keep(states, past_the_ends, controls), cell.output(states)
 
     return lax.platform_dependent(layer, cpu=on_cpu, default=lambda _: by_scan())
-
-
-def _past_the_ends(controls: Controls, states: Array, state: Array) -> Array:
-    """The states, and past the end of each sequence `state`."""
-    return where(controls["valid"], states, state[None]) if "valid" in controls else states
 
 
 @dataclass(frozen=True)

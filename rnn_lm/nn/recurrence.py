@@ -31,7 +31,7 @@ from rnn_lm.nn.cell import as_inputs
 from rnn_lm.nn.checks import check_options, check_shapes, check_values, described
 from rnn_lm.nn.controls import Controls, Masks, controls_of, initial_carry
 from rnn_lm.nn.fused import fused_scan, is_fused
-from rnn_lm.nn.scan import Way, changed_leaves, changing_leaves, in_blocks, plain_scan
+from rnn_lm.nn.scan import Pieces, Way, changed_leaves, changing_leaves, in_blocks, plain_scan
 from rnn_lm.nn.stack import Stack, has_layers
 from rnn_lm.nn.truncation import Truncation, WindowTruncation
 from rnn_lm.nn.window import with_window_gradient
@@ -89,8 +89,7 @@ def unroll(
     with jax.named_scope("recurrence"):
         made, outputs, changed = run(graphdef, options, state, carry, *given, key, truncation)
     if changed:
-        leaves, tree = jax.tree.flatten(state)
-        nnx.update(cell, jax.tree.unflatten(tree, [changed.get(i, leaf) for i, leaf in enumerate(leaves)]))
+        nnx.update(cell, nnx.state(Pieces.of(cell).cell(changed)))
     return made, outputs
 
 
@@ -184,15 +183,13 @@ def _layer(
     inputs, initial, controls = alike((inputs, initial, controls))
     way: Way = fused_scan if options.backward == "fused" and is_fused(cell, carry, inputs) else plain_scan
     if options.remat is None:
-        last, carries, outputs = way(cell, initial, carry, inputs, controls, options.reverse)
-    else:
-        if changing_leaves(cell, carry, inputs[0]):
-            raise ValueError("remat: the cell changes its own state at each step, which cannot be computed again")
-        graphdef, state = nnx.split(cell)
+        return way(cell, initial, carry, inputs, controls, options.reverse)
+    if changing_leaves(cell, carry, inputs[0]):
+        raise ValueError("remat: the cell changes its own state at each step, which cannot be computed again")
+    graphdef, state = nnx.split(cell)
 
-        def run(state: nnx.State, carry: Carry, inputs: Array, controls: Controls) -> tuple[Carry, Carry, Array]:
-            return way(nnx.merge(graphdef, state), initial, carry, inputs, controls, options.reverse)
+    def run(state: nnx.State, carry: Carry, inputs: Array, controls: Controls) -> tuple[Carry, Carry, Array]:
+        return way(nnx.merge(graphdef, state), initial, carry, inputs, controls, options.reverse)
 
-        block = math.isqrt(len(inputs) - 1) + 1 if options.remat == "sqrt" else options.remat
-        last, carries, outputs = in_blocks(run, block, state, carry, inputs, controls, options.reverse)
-    return last, carries, outputs
+    block = math.isqrt(len(inputs) - 1) + 1 if options.remat == "sqrt" else options.remat
+    return in_blocks(run, block, state, carry, inputs, controls, options.reverse)
