@@ -96,9 +96,16 @@ Truncation = SegmentTruncation | WindowTruncation | RandomizedTruncation
 
 def scale_gradient(tree: Tree, factor: Float[Array, ""]) -> Tree:
     """The same values, with gradients multiplied by `factor`."""
+    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda x: _scaled(x, factor.astype(x.dtype)) if is_float(x) else x, tree)
 
-    def scaled(x: jax.Array) -> jax.Array:
-        constant = jax.lax.stop_gradient(x)
-        return constant + factor.astype(x.dtype) * (x - constant)
 
-    return jax.tree.map(scaled, tree)
+@jax.custom_jvp
+def _scaled(x: Array, factor: Array) -> Array:
+    del factor
+    return x
+
+
+@_scaled.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return primals[0], primals[1] * tangents[0]

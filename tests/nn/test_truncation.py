@@ -8,7 +8,7 @@ from flax import nnx
 
 from rnn_lm.data.corpus import recall
 from rnn_lm.data.vocabulary import Vocabulary
-from rnn_lm.nn.cells import LSTMCell
+from rnn_lm.nn.cells import LSTMCell, LSTMState
 from rnn_lm.nn.models import RNNLM
 from rnn_lm.nn.recurrence import unroll
 from rnn_lm.nn.stack import Stack
@@ -159,6 +159,14 @@ def test_values_stay_as_they_are(truncation):
     options = {"lengths": LENGTHS, "resets": RESETS}
     got, expected = (unroll(cell, make_carry(cell), x, truncation=t, **options) for t in (truncation, None))
     assert_same(got, expected, tolerance=0)
+
+
+@pytest.mark.parametrize("truncation", ALL[::2], ids=lambda t: type(t).__name__)
+def test_what_has_overflowed_stays_infinite(truncation):
+    cell, c = make_cell("lstm"), jnp.full((B, H), jnp.inf)
+    start = LSTMState(c, jnp.zeros_like(c))
+    last, _ = unroll(cell, start, make_inputs(), truncation=truncation, backward="autodiff")
+    np.testing.assert_array_equal(last.c, c)
 
 
 class Biased(RandomizedTruncation):
