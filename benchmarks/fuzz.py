@@ -370,6 +370,7 @@ def truncated(case: Case, truncation: Any) -> tuple[np.ndarray, np.ndarray]:
         passed[0].T[..., :] = 1.0 - np.array(seams[1:] if order[0] else seams[:-1])
     if isinstance(truncation, RandomizedTruncation):
         passed[0].T[..., :] = truncation.passed(len(order), reverse="reverse" in case.options)
+    passed[0][valid & (valid[order].cumsum(0)[order] == 1)] = 1.0  # no step of a sequence is before its first one
     return passed[:1], np.ones((1, len(order)))
 
 

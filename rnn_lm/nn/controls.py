@@ -11,7 +11,7 @@ from rnn_lm.nn.arrays import Carry
 from rnn_lm.nn.truncation import scale_gradient
 
 # By name, with a leading time axis. Absent controls do nothing.
-Controls = dict[str, Array]  # "resets" [T, B], "passed" [T], "valid" [T, B]
+Controls = dict[str, Array]  # "resets" [T, B], "passed" [T] or [T, B], "valid" [T, B]
 
 
 class Masks(NamedTuple):
@@ -22,13 +22,16 @@ class Masks(NamedTuple):
     passed: Array | None  # the factor on the gradient between two steps; all layers share one draw
 
 
-def controls_of(num_steps: int, masks: Masks) -> Controls:
+def controls_of(num_steps: int, masks: Masks, *, reverse: bool) -> Controls:
     """The controls of each step."""
     lengths, resets, passed = masks
     controls = {name: mask for name, mask in (("resets", resets), ("passed", passed)) if mask is not None}
     if lengths is not None:
         steps = jnp.arange(num_steps, dtype=jnp.int32).reshape(-1, *(1,) * lengths.ndim)
         controls["valid"] = steps < lengths.astype(jnp.int32)[None]
+        if reverse and passed is not None:  # no step of a sequence is before its first one, here the last
+            is_first = steps == lengths.astype(jnp.int32)[None] - 1
+            controls["passed"] = jnp.where(is_first, 1.0, passed.reshape(steps.shape))
     return controls
 
 

@@ -43,7 +43,8 @@ def fused_scan(
     fixed = {i: leaf for i, leaf in read.items() if i not in small}
     is_learned = bool(controls) and overrides(cell, "initialize_carry")
     scan = _Scan(pieces.shapes(), cell.dtype, reverse, is_learned)
-    run = native.on_gpu(scan, cell, small, carry, projected, controls)
+    by_sequence = "passed" in controls and controls["passed"].ndim > 1  # which only the scan can
+    run = None if by_sequence else native.on_gpu(scan, cell, small, carry, projected, controls)
     if run is None:
         run = jax.custom_vjp(scan.values)
         run.defvjp(scan.forward, scan.backward)
@@ -54,7 +55,7 @@ def fused_scan(
         outputs = jax.vmap(cell.output)(carries) if overrides(cell, "output") else cell.output(carries)
         return last, carries, without_padding(outputs, controls)
 
-    if not native.is_wanted():
+    if by_sequence or not native.is_wanted():
         return by_scan()
     layer = native.cpu.Layer.of(cell, small, carry, initial, inputs, controls)
     if not native.cpu.is_for(cell, layer):

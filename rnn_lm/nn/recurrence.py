@@ -177,7 +177,7 @@ def _layer(
     """One layer, by one of the ways."""
     inputs, ids = as_inputs(cell, carry, inputs, steps=1)
     batch_axes = check_shapes(cell, carry, inputs, ids, masks)
-    controls = controls_of(inputs.shape[0], masks)
+    controls = controls_of(inputs.shape[0], masks, reverse=options.reverse)
     initial = None if masks.resets is None else initial_carry(cell, carry, inputs, ids)
     carry, initial = divided_like((carry, initial), inputs, batch_axes)
     inputs, initial, controls = alike((inputs, initial, controls))

@@ -94,10 +94,15 @@ class RandomizedTruncation(_Argument):
 Truncation = SegmentTruncation | WindowTruncation | RandomizedTruncation
 
 
-def scale_gradient(tree: Tree, factor: Float[Array, ""]) -> Tree:
-    """The same values, with gradients multiplied by `factor`."""
-    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
-    return jax.tree.map(lambda x: _scaled(x, factor.astype(x.dtype)) if is_float(x) else x, tree)
+def scale_gradient(tree: Tree, factor: Float[Array, "*batch"]) -> Tree:
+    """The same values, with gradients multiplied by `factor`, which may have the leading axes of the arrays."""
+
+    def scaled(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return _scaled(x, factor.astype(x.dtype).reshape(*factor.shape, *(1,) * (x.ndim - factor.ndim)))
+
+    return jax.tree.map(scaled, tree)
 
 
 @jax.custom_jvp

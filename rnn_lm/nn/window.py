@@ -35,7 +35,7 @@ def with_window_gradient(
         raise ValueError("truncation: a WindowTruncation is for carries of floating-point numbers only")
     if changing_leaves(stack, carry, inputs[0]):
         raise ValueError("truncation: a WindowTruncation is not for cells that change their own state at each step")
-    controls = controls_of(len(inputs), masks)
+    controls = controls_of(len(inputs), masks, reverse=reverse)
     inputs = without_padding(inputs, controls)
     initial = None if masks.resets is None else initial_carry(stack, carry, inputs, ids)
     carry, initial = divided_like((carry, initial), inputs, values[1].ndim - 2)

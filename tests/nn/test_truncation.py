@@ -241,3 +241,19 @@ def test_no_xi_scales_the_gradient_of_the_initial_state(reverse):
     for seed in range(4):
         truncation = RandomizedTruncation(0.5, jax.random.key(seed))
         np.testing.assert_allclose(jax.grad(loss)(make_carry(cell), truncation), full, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["elman", "lstm"])
+@pytest.mark.parametrize(
+    "truncation", [SegmentTruncation(3), RandomizedTruncation(1e-6, jax.random.key(0))], ids=lambda t: type(t).__name__
+)
+def test_the_first_step_of_a_padded_sequence_that_is_read_backwards_is_its_last(name, truncation):
+    """Its gradient is that of the sequence alone: all of it reaches the initial state where no seam is inside."""
+    cell, x, steps = make_cell(name), make_inputs(), 3 if isinstance(truncation, SegmentTruncation) else 1
+    options = {"truncation": truncation, "reverse": True}
+
+    def gradient(x, **more):
+        return jax.grad(lambda carry: unroll(cell, carry, x, **more, **options)[1].sum())(make_carry(cell))
+
+    assert_same(gradient(x, lengths=[steps] * B), gradient(x[:steps]), tolerance=1e-5)
+    assert all(np.abs(leaf).min() > 0 for leaf in jax.tree.leaves(gradient(x[:steps])))
