@@ -56,7 +56,7 @@ def spread_of_all_patterns(model, batch):
         pytest.param({"cell": "gru", "embed_dim": H, "tie": True}, marks=pytest.mark.slow),
         pytest.param({"cell": "lstm", "layer_norm": True}, marks=pytest.mark.slow),
         pytest.param({"cell": "gru", "reset_after": False}, marks=pytest.mark.slow),
-        {"cell": "lstm", "num_layers": 2},
+        pytest.param({"cell": "lstm", "num_layers": 2}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -83,6 +83,7 @@ def test_it_is_inspected(own, folder):
     assert [gate["gate"] for gate in spectra] == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_it_is_swept_and_the_command_for_the_best_names_the_file(own, folder):
     code, out, _ = own("sweep", "--config=FOLDER/config.py", "--workdir=FOLDER/sweep")
     assert code == 0 and out.count(f"--import={folder / 'mgu.py'}") == 2  # to generate, and to train a copy further

@@ -236,6 +236,7 @@ class Narrow(ElmanCell):
         return self.product(carry, self.w_hh[...])
 
 
+@pytest.mark.slow
 def test_a_window_over_a_narrow_layer_has_the_dropout_masks_of_the_whole():
     stack, x = Stack([make(Narrow), GRUCell(2, H, rngs=nnx.Rngs(1))], dropout=0.5), make_inputs()
     carry = make_carry(stack)

@@ -62,7 +62,10 @@ def window_by_brute_force(steps, cell, carry, x, resets=None):
     return jax.tree.map(lambda *terms: sum(terms), *whole(params, carry, x))
 
 
-@pytest.mark.parametrize("name, steps", [("elman", 1), ("elman", 3), ("gru", 3), ("lstm", 3), ("gru before", 2)])
+@pytest.mark.parametrize(
+    "name, steps",
+    [("elman", 1), ("elman", 3), pytest.param("gru", 3, marks=pytest.mark.slow), ("lstm", 3), ("gru before", 2)],
+)
 def test_a_window_is_the_sum_of_separately_truncated_losses(name, steps):
     with jax.enable_x64():
         cell, x = make_cell(name, param_dtype=jnp.float64), make_inputs(dtype=jnp.float64)

@@ -144,7 +144,7 @@ def test_a_finished_sweep_stays_as_it_is_and_grows_by_new_members(one_by_one, tm
     assert before == {path: path.read_bytes() for path in before}
 
 
-@pytest.mark.parametrize("mode", ["sequential", "vmap"])
+@pytest.mark.parametrize("mode", ["sequential", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_stopped_and_started_again_it_is_the_same(one_by_one, at_once, tmp_path, text_file, monkeypatch, mode):
     config, workdir = config_of(text_file, sweep__mode=mode), tmp_path / "stopped"
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="members finished, the others saved") as stopped:

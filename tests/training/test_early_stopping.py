@@ -41,6 +41,7 @@ def test_it_is_done_unless_one_has_more_patience(stopped, text_file, capsys, tmp
     assert evaluations(stopped)[: len(before)] == before
 
 
+@pytest.mark.slow
 def test_stopped_by_hand_and_resumed_it_ends_at_the_same_step(text_file, tmp_path, monkeypatch):
     """The count of evaluations goes on, and a run that was killed before its end was written ends at once."""
     config = small_config(text_file, stop_patience=3, **OVERFITS)

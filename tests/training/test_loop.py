@@ -388,6 +388,7 @@ def test_all_that_is_drawn_at_random_is_drawn_again_by_a_resumed_run(tmp_path, t
     assert result.nll < np.log(len(vocabulary)) and set(result.max_abs) == {"h", "c"}
 
 
+@pytest.mark.slow
 def test_a_run_by_tbptt_stopped_and_resumed_ends_with_the_same_bits(tmp_path, text_file, monkeypatch):
     given = {"kind": "tbptt", "steps": 8, "update_every": 2}
     config = small_config(text_file, **{f"truncation__{name}": value for name, value in given.items()})
