@@ -114,9 +114,10 @@ def rows_of(where: str, runs: int) -> Iterator[list[str]]:
 
 
 def busy() -> None:
-    """Multiplies until it is ended."""
-    a = jnp.ones((4096, 4096))
+    """Multiplies until it is ended; says when it begins."""
     multiply = jax.jit(lambda a: a @ a / 4096)
+    a = multiply(jnp.ones((4096, 4096))).block_until_ready()
+    print("busy", flush=True)
     while True:
         a = multiply(a).block_until_ready()
 
@@ -139,8 +140,10 @@ def main() -> None:
             print(", ".join(row), file=sys.stderr, flush=True)
 
     measure("alone")
-    other = subprocess.Popen([sys.executable, "-m", "benchmarks.fault", "--busy"])
+    other = subprocess.Popen([sys.executable, "-m", "benchmarks.fault", "--busy"], stdout=subprocess.PIPE, text=True)
     try:
+        if other.stdout is None or not other.stdout.readline():
+            sys.exit("the process that keeps the GPU busy has ended")
         measure("beside another")
     finally:
         other.kill()
