@@ -235,6 +235,11 @@ def tokens_per_step(config: ConfigDict) -> int:
     return config.batch_size * (config.truncation.update_every or config.segment_length)
 
 
+def tokens_of(config: ConfigDict) -> int:
+    """Tokens that a run is trained on."""
+    return config.steps * tokens_per_step(config)
+
+
 NAMES = {"mlp": "MLP", "elman": "Elman", "gru": "GRU", "lstm": "LSTM"}  # as people write them
 
 

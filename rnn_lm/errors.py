@@ -38,10 +38,15 @@ class Abandoned(Exception):
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UserError:
     """`unknown cell 'elmen'; did you mean 'elman'? known: elman, gru`."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    close = nearest(name, known)
+    hint = f"; did you mean {close!r}?" if close else ";"
     listed = f" known: {', '.join(known)}" if not close or len(known) <= MAX_LISTED else ""
     return UserError(f"unknown {what} {name!r}{hint}{listed}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant."""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def place_of(error: BaseException, path: str) -> str:

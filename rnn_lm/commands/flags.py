@@ -1,6 +1,5 @@
 """Flags, by absl: one `FlagValues` per verb, with our own `--help` and one-line errors."""
 
-import difflib
 import math
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ from absl import flags as absl_flags
 
 from rnn_lm.commands.screen import paragraph, program
 from rnn_lm.config import EXAMPLE, KINDS, check_config, load_config, set_field
-from rnn_lm.errors import UserError
+from rnn_lm.errors import UserError, nearest
 from rnn_lm.fields import FIELDS, Field
 from rnn_lm.files import path_of
 
@@ -58,8 +57,8 @@ def _told(error: absl_flags.Error, flags: FlagValues) -> str:
     prefix = "config."  # what all fields have in common would make each of them alike
     if isinstance(error, absl_flags.UnrecognizedFlagError):
         known = {name.removeprefix(prefix): name for name in flags}
-        close = difflib.get_close_matches(error.flagname.removeprefix(prefix), known, n=1)
-        return f"unknown flag --{error.flagname}" + "".join(f"; did you mean --{known[name]}?" for name in close)
+        close = nearest(error.flagname.removeprefix(prefix), known)
+        return f"unknown flag --{error.flagname}" + (f"; did you mean --{known[close]}?" if close else "")
     given = str(error).partition(": ")[0]
     name = given.removeprefix("flag --").partition("=")[0]
     kind = type(flags[name].default) if name in flags else str

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from ml_collections import ConfigDict
 
-from rnn_lm.config import check_config, tokens_per_step
+from rnn_lm.config import check_config, tokens_of
 from rnn_lm.errors import Diverged, UserError
 from rnn_lm.files import Json, path_of, read_if_there, read_json
 from rnn_lm.interrupts import Stopped, deferred_signals
@@ -197,8 +197,8 @@ class _Jobs(Iterator[list[Member]]):
             size = max(1, min(AT_ONCE, math.ceil(left / self._teams)))
         while len(asked) < size and (trial := self._study.ask(self._members.draw)):
             member = self._members.of(trial.number, trial.overrides or {})
-            tokens = _tokens_of(member.config)
-            self._display.expect(tokens - _tokens_of(self._members.base.config))  # a trial may have other steps or rows
+            tokens = tokens_of(member.config)
+            self._display.expect(tokens - tokens_of(self._members.base.config))  # a trial may have other steps or rows
             if trial.repeats is not None:
                 self._display.resume(tokens)
                 self._display.end(f"{member.name}: as trial {trial.repeats}, which has the same overrides")
@@ -267,14 +267,9 @@ def _check_search_folder(workdir: Path) -> None:
 def _display_of(members: _Members, study: "Study") -> SweepDisplay:
     """The display of a search, which says first what the trials are trained on, as far as they do not vary it."""
     base, trials = members.base, members.config.sweep.trials
-    tokens = _tokens_of(base.config)
+    tokens = tokens_of(base.config)
     ended = sum(trial.ended for trial in study.trials())
     display = SweepDisplay(trials, trials * tokens, finished=ended, before=ended * tokens)
     for line in (*text_lines(base.corpus, base.origin), *remarks(base.config)):
         display.message(line)
     return display
-
-
-def _tokens_of(config: ConfigDict) -> int:
-    """The tokens that a run is trained on."""
-    return config.steps * tokens_per_step(config)

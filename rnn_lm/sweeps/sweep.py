@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from rnn_lm.config import tokens_per_step
+from rnn_lm.config import tokens_of, tokens_per_step
 from rnn_lm.cores import usable_cores
 from rnn_lm.errors import Diverged
 from rnn_lm.files import Json, path_of, read_json
@@ -235,7 +235,7 @@ def train_jobs(
 
 def _display_of(members: Sequence[Member], going: Sequence[Member]) -> SweepDisplay:
     """The display of a sweep, which says first what the members that are `going` are trained on."""
-    tokens = {member.name: member.config.steps * tokens_per_step(member.config) for member in members}
+    tokens = {member.name: tokens_of(member.config) for member in members}
     to_train = sum(tokens[member.name] for member in going)
     total = sum(tokens.values())
     display = SweepDisplay(len(members), total, finished=len(members) - len(going), before=total - to_train)
